@@ -1,0 +1,74 @@
+"""Backend ``autodiff``: every derivative by PyTorch's own forward and reverse modes.
+
+The reference backend: short, general, exact, and three to five gradients dear. Each function takes a
+:class:`~reprolib.curvature.model.Losses` (the network as a function of its parameters, repeatable) and directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import jvp as forward
+
+from reprolib.curvature.tree import Tensors
+
+if TYPE_CHECKING:
+    from reprolib.curvature.model import Network
+
+
+def jvp(net: Network, d: Tensors) -> Tensor:
+    """A d, the tangent of the outputs (B, ...) along d: one pass in forward mode."""
+    with torch.enable_grad():  # under no_grad some forward rules (silu's) are not found
+        return forward(net.outputs, net.at, tuple(d))[1].detach()
+
+
+def second(net: Network, d: Tensors, e: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    """Per sample (J_s, ⟨∇J_s, d⟩, dᵀ∇²J_s e), each (B,): forward mode nested in forward mode.
+
+    It is ∂²J_s(θ + t d + r e)/∂t∂r at 0, exact also where samples are coupled (batch-norm).
+    """
+
+    def along_e(*params: Tensor) -> tuple[Tensor, Tensor]:
+        return forward(net.losses, params, tuple(e))
+
+    with torch.enable_grad():
+        (losses, _), (slopes, curvature) = forward(along_e, net.at, tuple(d))
+    return losses.detach(), slopes.detach(), curvature.detach()
+
+
+def hvp(net: Network, d: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """(∇J, ∇²J d): the gradient, differentiated once more along d in reverse mode (Pearlmutter, 1994)."""
+    with torch.enable_grad():
+        leaves = tuple(p.detach().requires_grad_() for p in net.at)
+        g = _grad(net.losses(*leaves).mean(), leaves, create_graph=True)
+        return tuple(x.detach() for x in g), _grad(g, leaves, d)
+
+
+def summary(net: Network, d: Tensors, groups: Sequence[Sequence[int]], third: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives at η = 0 of ψ(η) = J with θ_i + η_{group of i} d_i in the place of θ_i, by repeated reverse mode.
+
+    Returns ∇ψ (S,), ∇²ψ (S, S) and the diagonal ∂³ψ/∂η_i³ (S,) (NaN if not asked for).
+    """
+    group_of = {i: k for k, members in enumerate(groups) for i in members}
+    with torch.enable_grad():
+        eta = torch.zeros(len(groups), dtype=net.at[0].dtype, device=net.at[0].device, requires_grad=True)
+        moved = [p + eta[group_of[i]] * d[i] if i in group_of else p for i, p in enumerate(net.at)]
+        (gradient,) = _grad(net.losses(*moved).mean(), (eta,), create_graph=True)
+        rows = [_grad(g, (eta,), create_graph=third)[0] for g in gradient]
+        cubes = [_grad(row[i], (eta,))[0][i] for i, row in enumerate(rows)] if third else []
+    nan = torch.full_like(eta, float("nan")).detach()
+    return gradient.detach(), torch.stack(rows).detach(), torch.stack(cubes).detach() if third else nan
+
+
+def _grad(y, x, v=None, create_graph=False) -> tuple[Tensor, ...]:
+    """``autograd.grad`` of what depends on x; zero where nothing does."""
+    ys = (y,) if isinstance(y, Tensor) else tuple(y)
+    vs = (None,) * len(ys) if v is None else tuple(v)
+    pairs = [(a, b) for a, b in zip(ys, vs, strict=True) if a.requires_grad]
+    if not pairs:
+        return tuple(torch.zeros_like(t) for t in x)
+    ys, vs = zip(*pairs, strict=True)
+    return torch.autograd.grad(ys, x, vs, create_graph=create_graph, retain_graph=True, materialize_grads=True)

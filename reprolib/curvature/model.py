@@ -1,0 +1,354 @@
+"""The local model of a loss: what J looks like around θ, along the directions that somebody asks about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jvp as forward
+
+from reprolib.curvature import autodiff
+from reprolib.curvature.replay import Repeat
+from reprolib.curvature.tree import Tensors, inner, like
+from reprolib.errors import InvalidInput, ModelConsumed, NotRepeatable, UnknownName, UntrackedOperation
+
+BACKENDS: dict[str, ModuleType] = {"autodiff": autodiff}
+OPERATORS = ("hessian", "ggn")
+
+
+class Summary(NamedTuple):
+    """Derivatives of ψ(η) = J(θ_i + η_{k(i)} d_i) at 0, one η per group of tensors (S groups); see NewtonSummary."""
+
+    gradient: Tensor  # (S,)    ⟨∇_k J, d_k⟩
+    hessian: Tensor  # (S, S)  d_kᵀ ∂²J/∂θ_k∂θ_l d_l
+    third: Tensor  # (S,)    ∂³J/∂θ_k³ [d_k, d_k, d_k]; NaN where it was not asked for
+
+
+class Network:
+    """The user's closure and loss as functions of the parameters that can be called again at other values."""
+
+    def __init__(self, closure: Callable[[], Tensor], loss: Callable[[Tensor], Tensor] | None, params: Tensors):
+        self._closure, self._loss = closure, loss
+        self._repeat = Repeat(params)  # before the first pass: it keeps the random state
+        self.at = tuple(p.detach() for p in params)
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """The ordinary pass: outputs (B, ...) and per-sample losses (B,)."""
+        outputs = self._closure()
+        if not isinstance(outputs, Tensor):
+            raise InvalidInput(
+                f"the closure returned {type(outputs).__name__}: return one tensor, the outputs (B, ...)"
+            )
+        return outputs, self.losses_of(outputs)
+
+    def outputs(self, *values: Tensor) -> Tensor:
+        """The outputs with ``values`` as parameters."""
+        return self._repeat.at(values, self._closure)
+
+    def losses(self, *values: Tensor) -> Tensor:
+        """The per-sample losses with ``values`` as parameters."""
+        return self._repeat.at(values, lambda: self.losses_of(self._closure()))
+
+    def losses_of(self, outputs: Tensor) -> Tensor:
+        """Per-sample losses (B,) of outputs (B, ...): ``loss(outputs)``, averaged over what follows the batch axis."""
+        losses = outputs if self._loss is None else self._loss(outputs)
+        if not isinstance(losses, Tensor):
+            raise InvalidInput(
+                f"the loss returned {type(losses).__name__}: return the per-sample losses, a tensor (B,)"
+            )
+        if outputs.dim() == 0 and self._loss is not None:
+            raise InvalidInput("the outputs are a single number: return outputs with a batch axis, (B, ...)")
+        batch = None if self._loss is None else outputs.shape[0]
+        if losses.dim() == 0:
+            if batch != 1:
+                raise InvalidInput(
+                    f"the loss is a single number for {'a batch' if batch is None else f'{batch} samples'}: return one loss "
+                    'per sample (reduction="none"); the mean over the batch is taken here'
+                )
+            losses = losses.reshape(1)
+        if batch is not None and losses.shape[0] != batch:
+            raise InvalidInput(f"{losses.shape[0]} losses for {batch} outputs: the first axis of both is the batch")
+        if losses.numel() == 0:
+            raise InvalidInput("the batch is empty: there is no loss to expand")
+        return losses if losses.dim() == 1 else losses.flatten(1).mean(1)
+
+
+def expand(
+    closure: Callable[[], Tensor],
+    loss: Callable[[Tensor], Tensor] | None,
+    params: Sequence[Tensor],
+    curvature: str = "hessian",
+    backend: str = "autodiff",
+    *,
+    retain: bool = False,
+    check: bool = True,
+) -> LocalModel:
+    """Expand J(θ) = (1/B) Σ_s ℓ(f(x_s; θ), y_s) around the present parameters.
+
+    Runs ``closure`` once, as an ordinary training step would (batch-norm statistics advance, dropout draws); the
+    returned model runs it again, without further effects, as its questions need.
+
+    Args:
+        closure: () -> outputs (B, ...). It may be run several times and must be repeatable.
+        loss: outputs -> per-sample losses (B,); (B, T, ...) is averaged over the later axes. ``None``: the closure
+            itself returns the losses (then nothing that needs the outputs can be answered, so no GGN).
+        params: θ, distinct floating-point leaves that require grad. A parameter the network does not use counts as zero.
+        curvature: ``"hessian"``, C = ∇²J, or ``"ggn"``, C = AᵀΛA with A = ∂outputs/∂θ and Λ = ∂²J/∂outputs².
+        backend: how derivatives are computed (``"autodiff"``).
+        retain: keep what the first pass stored after the first directional answer (see :class:`LocalModel`).
+        check: compare each answer's tangent of the mean loss with ⟨∇J, d⟩ (one synchronisation with the device).
+
+    Raises:
+        InvalidInput, UnknownName: arguments that cannot be used.
+    """
+    if curvature not in OPERATORS:
+        raise UnknownName.among("curvature", curvature, OPERATORS)
+    if backend not in BACKENDS:
+        raise UnknownName.among("backend", backend, BACKENDS)
+    if curvature == "ggn" and loss is None:
+        raise InvalidInput(
+            "the GGN needs the outputs and the loss apart: pass the closure that returns the outputs, and loss"
+        )
+    params = _checked(params)
+    net = Network(closure, loss, params)
+    with torch.enable_grad():
+        outputs, losses = net.run()
+    if not losses.requires_grad:
+        raise InvalidInput("the losses depend on none of the parameters: is something detached, or under no_grad?")
+    return LocalModel(net, params, outputs, losses, curvature, BACKENDS[backend], retain, check)
+
+
+class LocalModel:
+    """What :func:`expand` returns. ``d``, ``e`` are tuples shaped like ``params``; sums over samples carry the 1/B of J.
+
+    ``loss``, ``losses``, ``outputs``, ``gradient``, ``loss_gradient`` and :meth:`loss_hvp` cost at most the ordinary
+    forward and backward pass. The directional answers (:meth:`curvature`, :meth:`product`, :meth:`jvp`, :meth:`vjp`,
+    :meth:`summary`) need what the pass stored; the first of them frees it, unless ``expand(..., retain=True)``, and a
+    second raises :class:`~reprolib.errors.ModelConsumed`, like autograd's ``retain_graph``. A ``gradient`` that was
+    read before stays.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        params: tuple[Tensor, ...],
+        outputs: Tensor,
+        losses: Tensor,
+        curvature: str,
+        backend: ModuleType,
+        retain: bool,
+        check: bool,
+    ):
+        self.losses: Tensor = losses.detach()  # (B,)
+        self.loss: Tensor = self.losses.mean()  # ()
+        self.operator = curvature
+        self._params, self._backend, self._retain, self._check = params, backend, retain, check
+        self._net: Network | None = net
+        self._graph: tuple[Tensor, Tensor] | None = (outputs, losses)
+        self._outputs = None if net._loss is None else outputs.detach()
+        self._losses_of = net.losses_of
+        self._gradient: tuple[Tensor, ...] | None = None
+
+    # ---- the pass itself
+
+    @property
+    def outputs(self) -> Tensor:
+        """The network's outputs (B, ...)."""
+        if self._outputs is None:
+            raise InvalidInput("expand() was given no loss, so there are no outputs apart from the losses")
+        return self._outputs
+
+    @property
+    def gradient(self) -> tuple[Tensor, ...]:
+        """∇J, a tuple like ``params``."""
+        if self._gradient is None:
+            _, losses = self._kept()
+            weights = torch.full_like(losses, 1 / losses.numel())
+            self._gradient = torch.autograd.grad(
+                losses, self._params, weights, retain_graph=True, materialize_grads=True
+            )
+        return self._gradient
+
+    @property
+    def loss_gradient(self) -> Tensor:
+        """∂J/∂outputs (B, ...); block s is (1/B) ∇ℓ(o_s)."""
+        with torch.enable_grad():
+            o = self.outputs.requires_grad_()
+            (g,) = torch.autograd.grad(self._losses_of(o).mean(), o)
+        o.requires_grad_(False)
+        return g
+
+    def loss_hvp(self, u: Tensor) -> Tensor:
+        """Λ u (B, ...) with Λ = ∂²J/∂outputs²; block s is (1/B) ∇²ℓ(o_s) u_s."""
+        if u.shape != self.outputs.shape:
+            raise InvalidInput(f"loss_hvp: u is {tuple(u.shape)}, the outputs are {tuple(self.outputs.shape)}")
+
+        def gradient(o: Tensor) -> Tensor:
+            return torch.func.grad(lambda z: self._losses_of(z).mean())(o)
+
+        # reverse over forward: a fused loss has no forward rule for its own backward pass
+        return torch.func.vjp(gradient, self.outputs)[1](u.to(self.outputs))[0]
+
+    # ---- directional answers
+
+    def curvature(self, d: Tensors, e: Tensors | None = None) -> Tensor:
+        """Per-sample dᵀC_s e (B,), with C = (1/B) Σ_s C_s; ``e = d`` if not given.
+
+        C_s is the Hessian of the sample's loss, or its GGN A_sᵀ ∇²ℓ(o_s) A_s.
+        """
+        d = like(d, self._params)
+        e = d if e is None else like(e, self._params, "e")
+        net = self._repeatable()
+        if self.operator == "hessian":
+            losses, slopes, answer = self._backend.second(net, d, e)
+            self._verify(d, slopes, losses)
+        else:
+            tangent = self._tangent(d)
+            other = tangent if e is d else self._backend.jvp(net, e)
+            answer = _loss_curvature(self._losses_of, self.outputs, tangent, other)
+        self._answered()
+        return answer
+
+    def product(self, d: Tensors) -> tuple[Tensor, ...]:
+        """C d, a tuple like ``params``: ∇²J d, or AᵀΛA d."""
+        d = like(d, self._params)
+        if self.operator == "hessian":
+            gradient, answer = self._backend.hvp(self._repeatable(), d)
+            if self._check:
+                self._verify(d, inner(gradient, d))
+        else:
+            answer = self._pull_back(self.loss_hvp(self._tangent(d)))
+        self._answered()
+        return answer
+
+    def jvp(self, d: Tensors) -> Tensor:
+        """A d (B, ...), the change of the outputs along d; A = ∂outputs/∂θ."""
+        answer = self._tangent(like(d, self._params))
+        self._answered()
+        return answer
+
+    def vjp(self, w: Tensor) -> tuple[Tensor, ...]:
+        """Aᵀ w, a tuple like ``params``, for w shaped like the outputs."""
+        if w.shape != self.outputs.shape:
+            raise InvalidInput(f"vjp: w is {tuple(w.shape)}, the outputs are {tuple(self.outputs.shape)}")
+        answer = self._pull_back(w)
+        self._answered()
+        return answer
+
+    def summary(self, d: Tensors, groups: Sequence[Sequence[int]] | None = None, third: bool = True) -> Summary:
+        """Derivatives of J along the S block directions of d (:class:`Summary`).
+
+        Args:
+            d: the direction whose blocks are moved one by one.
+            groups: S disjoint lists of positions in ``params``; default one group per tensor. Left-out tensors stay.
+            third: also the diagonal third derivatives (Hessian only).
+        """
+        d = like(d, self._params)
+        groups = [[i] for i in range(len(d))] if groups is None else [list(g) for g in groups]
+        flat = [i for g in groups for i in g]
+        if not groups or not all(groups) or len(set(flat)) < len(flat) or not set(flat) <= set(range(len(d))):
+            raise InvalidInput(f"groups {groups}: give non-empty, disjoint lists of positions in 0…{len(d) - 1}")
+        net = self._repeatable()
+        if self.operator == "ggn":
+            if third:
+                raise InvalidInput("the GGN has no third derivatives: call summary(..., third=False)")
+            result = self._ggn_summary(d, groups)
+        else:
+            result = Summary(*self._backend.summary(net, d, groups, third))
+        moved = tuple(x if i in flat else torch.zeros_like(x) for i, x in enumerate(d))
+        self._verify(moved, result.gradient.sum())
+        self._answered()
+        return result
+
+    def close(self) -> None:
+        """Free what the pass stored; values already read stay."""
+        self._net = self._graph = None
+
+    # ---- inside
+
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        if self._graph is None:
+            raise ModelConsumed(
+                "this local model was freed by its first directional answer: read gradient before it, or keep the model "
+                "with expand(..., retain=True)"
+            )
+        return self._graph
+
+    def _repeatable(self) -> Network:
+        self._kept()
+        assert self._net is not None
+        return self._net
+
+    def _answered(self) -> None:
+        if not self._retain:
+            self.close()
+
+    def _tangent(self, d: Tensors) -> Tensor:
+        net = self._repeatable()
+        tangent = self._backend.jvp(net, d) if self._outputs is not None else self.outputs
+        if self._check:
+            self._verify(d, torch.sum(self.loss_gradient * tangent))
+        return tangent
+
+    def _pull_back(self, w: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self._kept()[0], self._params, w, retain_graph=True, materialize_grads=True)
+
+    def _ggn_summary(self, d: Tensors, groups: list[list[int]]) -> Summary:
+        blocks = [tuple(x if i in g else torch.zeros_like(x) for i, x in enumerate(d)) for g in groups]
+        tangents = [self._backend.jvp(self._repeatable(), block) for block in blocks]
+        curved = torch.stack([self.loss_hvp(t) for t in tangents]).flatten(1)
+        stacked = torch.stack(tangents).flatten(1)
+        gradient = stacked @ self.loss_gradient.flatten()
+        return Summary(gradient, stacked @ curved.T, torch.full_like(gradient, math.nan))
+
+    def _verify(self, d: Tensors, slopes: Tensor, losses: Tensor | None = None) -> None:
+        """The tangent of the mean loss must be ⟨∇J, d⟩: what escaped the replay would be missing from it."""
+        if not self._check:
+            return
+        tolerance = 10 * math.sqrt(torch.finfo(self.losses.dtype).eps)
+        if losses is not None:
+            drift, size = (losses - self.losses).abs().max(), self.losses.abs().max()
+            if bool(drift > tolerance * size):
+                raise NotRepeatable(
+                    f"run again with the same parameters and random state, the losses changed by {float(drift):.3g}: the "
+                    "closure must give the same outputs each time (no counters, no random numbers of its own generator)"
+                )
+        expected, found = inner(self.gradient, d), slopes.mean()
+        size = inner([g.abs() for g in self.gradient], [x.abs() for x in d])
+        if bool(
+            (found - expected).abs() > tolerance * size
+        ):  # False for NaN: non-finite losses are the caller's to see
+            raise UntrackedOperation(
+                f"the loss changes by {float(found):.6g} along d, but ⟨gradient, d⟩ = {float(expected):.6g}: part of the "
+                "network is invisible here (a scripted module, a custom autograd function, parameters used through .data)"
+            )
+
+
+def _loss_curvature(losses_of: Callable[[Tensor], Tensor], outputs: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """uᵀ ∇²ℓ(o_s) v per sample (B,): the loss alone, nested forward mode in its outputs."""
+
+    def along(o: Tensor) -> Tensor:
+        return forward(losses_of, (o,), (v,))[1]
+
+    with torch.enable_grad():
+        return forward(along, (outputs,), (u,))[1].detach()
+
+
+def _checked(params: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    params = tuple(params)
+    if not params:
+        raise InvalidInput("no parameters: give at least one tensor")
+    for i, p in enumerate(params):
+        if not isinstance(p, Tensor):
+            raise InvalidInput(f"params[{i}] is a {type(p).__name__}: give tensors")
+        if p.is_complex() or not p.is_floating_point():
+            raise InvalidInput(f"params[{i}] is {p.dtype}: only real floating-point parameters can be differentiated")
+        if not p.is_leaf or not p.requires_grad:
+            raise InvalidInput(f"params[{i}] is not a leaf that requires grad")
+    if len({id(p) for p in params}) < len(params):
+        raise InvalidInput("the same parameter is given twice: pass shared weights once")
+    return params

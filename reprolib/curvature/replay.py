@@ -1,0 +1,213 @@
+"""Run a closure again with other values in the place of its parameters, leaving no trace.
+
+Exact second derivatives need the network more than once per step, but a training step has effects that must happen
+once: batch-norm statistics advance, dropout draws a mask. :class:`Repeat` holds what one ordinary pass started from;
+each further pass runs under a function mode that
+
+* puts dual numbers (or any other values) in the place of the parameters,
+* starts from the random state of the first pass, so every pass sees the same dropout mask,
+* redirects in-place writes to tensors that existed before the pass (buffers) to a copy,
+* writes out the fused norms, whose nested forward derivative PyTorch gets wrong without saying so,
+* lets attention run as plain matrix products, because the fused kernel has no forward derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from reprolib.curvature.tree import Tensors
+from reprolib.errors import UnsupportedOperation
+
+
+class Repeat:
+    """One pass ``params -> f(params)`` of user code that can be run again at other values of ``params``.
+
+    Create it *before* the ordinary pass: it keeps the random state that the pass starts from.
+    """
+
+    def __init__(self, params: Tensors):
+        self.params = tuple(params)
+        devices = sorted({p.device.index for p in self.params if p.device.type == "cuda"})
+        self._cpu = torch.get_rng_state()
+        self._cuda = {i: torch.cuda.get_rng_state(i) for i in devices}
+
+    def at(self, values: Tensors, pass_: Callable[[], Any]) -> Any:
+        """``pass_()`` with ``values`` in the place of the parameters.
+
+        Raises:
+            UnsupportedOperation: an operation that ran in the ordinary pass cannot run on these values.
+        """
+        with self._same_random_numbers(), sdpa_kernel(SDPBackend.MATH), _Substitute(self.params, values):
+            try:
+                return pass_()
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, NotImplementedError) as error:
+                if isinstance(error, UnsupportedOperation):
+                    raise
+                raise UnsupportedOperation(
+                    f"the network cannot be differentiated twice here: {_line(error)}"
+                ) from error
+
+    @contextmanager
+    def _same_random_numbers(self) -> Iterator[None]:
+        cpu, cuda = torch.get_rng_state(), {i: torch.cuda.get_rng_state(i) for i in self._cuda}
+        torch.set_rng_state(self._cpu)
+        for i, state in self._cuda.items():
+            torch.cuda.set_rng_state(state, i)
+        try:
+            yield
+        finally:
+            torch.set_rng_state(cpu)
+            for i, state in cuda.items():
+                torch.cuda.set_rng_state(state, i)
+
+
+class _Substitute(TorchFunctionMode):
+    """Sees every PyTorch call of the pass and rewrites its arguments."""
+
+    def __init__(self, params: Tensors, values: Tensors):
+        super().__init__()
+        self._params = {id(p) for p in params}
+        # id -> (the tensor itself, so that its id is not reused; what stands in its place)
+        self._instead = {id(p): (p, v) for p, v in zip(params, values, strict=True)}
+        self._copied: dict[int, Tensor] = {}  # id of a copy -> the tensor it was made for
+        self._made_here = object()  # mark of the tensors that this pass creates
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for target in _written(func, args, kwargs):
+            self._copy_before_write(target)
+        new_args, new_kwargs = _map(args, self._swap), _map(kwargs, self._swap)
+        try:
+            out = WRITTEN_OUT.get(func, func)(*new_args, **new_kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            name = getattr(func, "__name__", str(func))
+            raise UnsupportedOperation(
+                f"{name} cannot be differentiated twice in forward mode: {_line(error)}; "
+                "write it with basic operations, or use a backend that has a rule for it"
+            ) from error
+        given = {id(t) for t in _tensors((new_args, new_kwargs))}
+        for t in _tensors(out):
+            if id(t) not in given:
+                t._reprolib_pass = self._made_here
+        return _map(out, lambda t: self._copied.get(id(t), t))  # `buffer += 1` must bind the buffer, not its copy
+
+    def _swap(self, t: Tensor) -> Tensor:
+        entry = self._instead.get(id(t))
+        return t if entry is None else entry[1]
+
+    def _copy_before_write(self, target: Tensor) -> None:
+        if id(target) in self._params:
+            raise UnsupportedOperation("the closure writes into a parameter in place: do that outside the closure")
+        old = id(target) not in self._instead and getattr(target, "_reprolib_pass", None) is not self._made_here
+        if old:
+            copy = target.clone()
+            self._instead[id(target)], self._copied[id(copy)] = (target, copy), target
+
+
+def _written(func: Callable, args: tuple, kwargs: dict) -> Iterator[Tensor]:
+    """The tensors that a call changes in place."""
+    name = getattr(func, "__name__", "")
+    in_place = name in _AUGMENTED or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace", False)
+    if in_place and args and isinstance(args[0], Tensor):
+        yield args[0]
+    yield from _tensors(kwargs.get("out"))
+
+
+_AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__imatmul__", "__setitem__", "__iand__"}
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, tuple | list):
+        for y in x:
+            yield from _tensors(y)
+    elif isinstance(x, dict):
+        yield from _tensors(tuple(x.values()))
+
+
+def _map(x: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(x, Tensor):
+        return f(x)
+    if isinstance(x, list) or type(x) is tuple:
+        return type(x)(_map(y, f) for y in x)
+    if isinstance(x, dict):
+        return {k: _map(v, f) for k, v in x.items()}
+    return x
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+# --- the fused norms in basic operations. Their kernels keep mean and 1/std as constants for the backward pass, and
+# --- nested forward mode then differentiates as if they were: a wrong number, no error (see foundations/derivatives).
+
+
+def _normalised(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    """(x − E x) / √(E(x − E x)² + ε) over ``dims``."""
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[int]) -> Tensor:
+    x = x if weight is None else x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+def _channels(x: Tensor) -> list[int]:
+    return [1, -1] + [1] * (x.dim() - 2)
+
+
+def _batch_norm(
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, cudnn=None
+):
+    shape = _channels(input)
+    if training:
+        y = _normalised(input, [0, *range(2, input.dim())], eps)
+    else:
+        y = (input - running_mean.view(shape)) * torch.rsqrt(running_var.view(shape) + eps)
+    return _affine(y, weight, bias, shape)
+
+
+def _instance_norm(
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+    cudnn=None,
+):
+    if not use_input_stats:
+        return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    return _affine(_normalised(input, list(range(2, input.dim())), eps), weight, bias, _channels(input))
+
+
+def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn=None):
+    dims = list(range(-len(normalized_shape), 0))
+    return _affine(_normalised(input, dims, eps), weight, bias, list(normalized_shape))
+
+
+WRITTEN_OUT: dict[Callable, Callable] = {
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    torch.instance_norm: _instance_norm,
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+}

@@ -1,0 +1,31 @@
+"""The experiments by name. Each module has ``conduct(scale, execute) -> Record``: which runs, and what is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from reprolib.errors import UnknownName
+from reprolib.lab.execute import execute, runs_folder
+from reprolib.lab.record import Record, check_scale
+
+EXPERIMENTS = {"red-first-results": "reprolib.lab.experiments.red_first_results"}
+
+
+def conduct(
+    name: str,
+    scale: str,
+    *,
+    device: str = "cpu",
+    workers: int = 1,
+    keep: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Record:
+    """Conduct experiment ``name`` at ``scale``; finished runs in ``keep`` (default :func:`runs_folder`) are reused."""
+    if name not in EXPERIMENTS:
+        raise UnknownName.among("experiment", name, EXPERIMENTS)
+    check_scale(scale)
+    keep = runs_folder() if keep is None else keep
+    experiment = import_module(EXPERIMENTS[name])
+    return experiment.conduct(scale, lambda runs: execute(runs, device=device, workers=workers, keep=keep, say=say))

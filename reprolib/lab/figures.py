@@ -1,0 +1,75 @@
+"""One look for every figure: palette, sizes, and the mean line with its min–max band over seeds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# One colour per method through the whole book, from the colour-blind safe palette of Okabe & Ito.
+COLOURS = {
+    "sgd": "#E69F00",
+    "rmsprop": "#0072B2",
+    "red-sgd": "#D55E00",
+    "red-rmsprop": "#009E73",
+    "curveball": "#CC79A7",
+    "adler": "#56B4E9",
+    "summary": "#8C6BB1",
+    "csdd": "#7F7F7F",
+}
+NEUTRAL = "#666666"
+WIDTH = 7.4  # inches: at this width one printed point is about one point of the page's text
+
+
+def use_style() -> None:
+    """Set the book's style for the figures that follow (transparent, so that they sit on either theme)."""
+    import matplotlib as mpl
+
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (WIDTH, 3.2),
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "none",
+            "axes.facecolor": "none",
+            "savefig.facecolor": "none",
+            "savefig.bbox": "tight",
+            "figure.dpi": 120,
+            "font.size": 9.5,
+            "axes.titlesize": 10,
+            "axes.labelsize": 9.5,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "xtick.labelsize": 8.5,
+            "ytick.labelsize": 8.5,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#999999",
+            "grid.alpha": 0.25,
+            "grid.linewidth": 0.6,
+            "lines.linewidth": 1.6,
+            "axes.prop_cycle": mpl.cycler(color=list(COLOURS.values())),
+        }
+    )
+
+
+def band(ax: Axes, table: pd.DataFrame, y: str, *, method: str, label: str | None = None) -> None:
+    """Mean line and min–max band of column ``y`` over the seeds of ``method``, against ``epoch``."""
+    rows = table.loc[table["method"] == method, ["epoch", "seed", y]].dropna()
+    over_seeds = rows.groupby("epoch")[y].agg(["mean", "min", "max"])
+    if over_seeds.empty:
+        return
+    x = over_seeds.index.to_numpy(dtype=float)
+    ax.plot(x, over_seeds["mean"], color=COLOURS[method], label=label)
+    ax.fill_between(x, over_seeds["min"], over_seeds["max"], color=COLOURS[method], alpha=0.2, linewidth=0)
+
+
+def log_limits(values: pd.Series, cover: float = 0.98) -> tuple[float, float]:
+    """Limits of a logarithmic axis that show the given part of the positive values (a diverging run may leave)."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    low, high = positive.min(), positive.quantile(cover)
+    return low / 1.3, high * 1.3

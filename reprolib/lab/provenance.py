@@ -1,0 +1,57 @@
+"""Where and with what a result was made."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Device, numerical modes, threads, versions, commit and date, as JSON data; no path and no host name."""
+    device = torch.device(device)
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "threads": torch.get_num_threads(),
+        "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
+        "versions": {name: _version(name) for name in ("reprolib", "torch", "numpy", "pandas")}
+        | {"python": platform.python_version(), "cuda": torch.version.cuda},
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The commit of the source tree, with ``+`` if a tracked file differs from it; ``unknown`` outside a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

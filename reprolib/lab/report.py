@@ -1,0 +1,36 @@
+"""What a notebook says: numbers for the prose, statements that are checked, and the line that tells where results are from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reprolib.lab.record import Record
+
+
+def value(name: str, v: Any) -> None:
+    """Make ``v`` available to the prose as ``{glue}`` under ``name``: nobody types a measured number into a page.
+
+    The output has the form of ``myst_nb.glue``, which would import Sphinx into every kernel.
+    """
+    from IPython.display import display
+
+    mime = "application/papermill.record/"
+    display({f"{mime}text/plain": repr(v)}, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": mime}})
+
+
+def check(statement: str, holds: Any) -> None:
+    """Print ``statement`` if it holds; stop the notebook if it does not."""
+    if not bool(holds):
+        raise AssertionError(f"does not hold: {statement}")
+    print(f"holds: {statement}")
+
+
+def origin(record: Record, redo: str) -> str:
+    """Markdown line: scale, device, date of a record, and what re-doing it takes."""
+    made = record.made
+    threads = " or ".join(str(t) for t in made["threads"])
+    return (
+        f"**Scale** {made['scale']} · **device** {', '.join(made['devices'])}, {threads} thread(s) a run · "
+        f"**made** {', '.join(made['dates'])} · {made['runs']} runs, {made['minutes']:.0f} minutes of process time · "
+        f"**redo** `{redo}`"
+    )

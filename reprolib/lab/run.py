@@ -1,0 +1,62 @@
+"""A run: everything that determines one training, frozen, hashable and JSON-able."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from reprolib.errors import InvalidInput
+from reprolib.lab import methods
+from reprolib.tasks import task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training: ``method`` with ``options`` on ``task`` for ``epochs``, from ``seed``.
+
+    ``key`` is the SHA-256 of the canonical specification, the versions of the task and of the method included, so a
+    record does not outlive the code that made it.
+    """
+
+    task: str
+    method: str
+    options: tuple[tuple[str, Any], ...] = ()  # sorted pairs: a dictionary that can be hashed
+    epochs: int
+    batch_size: int
+    seed: int
+    train_size: int | None = None
+    held_out: int = 0  # training samples kept for validation: then the test set is not looked at
+    stop_after: int | None = None  # epochs really run of the ``epochs`` that the schedule is made for
+    dtype: str = "float32"
+    versions: tuple[int, int] = field(init=False)  # of the task and of the method
+
+    def __post_init__(self) -> None:
+        method = methods.method(self.method)
+        object.__setattr__(self, "versions", (task(self.task).version, method.version))
+        method.check(dict(self.options))
+        if self.epochs < 1 or self.batch_size < 1:
+            raise InvalidInput(f"epochs = {self.epochs}, batch_size = {self.batch_size}: give at least 1")
+
+    @property
+    def specification(self) -> dict[str, Any]:
+        """The run as plain JSON data."""
+        return asdict(self) | {"options": dict(self.options), "versions": list(self.versions)}
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical specification, first 16 hex digits.
+
+        >>> a = Run(task="digits-classifier", method="sgd", options=(("lr", 0.1),), epochs=1, batch_size=8, seed=0)
+        >>> a.key == Run(task="digits-classifier", method="sgd", options=(("lr", 0.1),), epochs=1, batch_size=8, seed=0).key
+        True
+        """
+        canonical = json.dumps(self.specification, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @classmethod
+    def of(cls, method: str, **fields: Any) -> Run:
+        """A run whose ``options`` are given as a dictionary."""
+        options = fields.pop("options", {})
+        return cls(method=method, options=tuple(sorted(options.items())), **fields)

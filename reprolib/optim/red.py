@@ -1,0 +1,255 @@
+"""RED: the learning rate rescaled by the curvature along the step (de Gournay & Gossard, 2022).
+
+Algorithms 1, 3 and 4 of the paper, with the factor of erratum E-red-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from reprolib.curvature.tree import inner
+from reprolib.errors import InvalidInput, NotDescent, UnknownName
+from reprolib.optim.step import Closure, Loss, open_model, skipped
+
+# r = FACTORS[name] · ⟨d, g⟩ / (‖d‖² L). The regimes ℓ = ½ (1-D Newton) and ℓ = 1 (break-even) need 2; eq. (10) prints 1,
+# line 7 of Algorithm 1 prints ½ (E-red-1).
+FACTORS = {"corrected": 2.0, "eq10": 1.0, "line7": 0.5}
+PRECONDITIONERS = (None, "rmsprop")
+PER_GROUP = {"lr", "weight_decay"}
+
+
+class RED(torch.optim.Optimizer):
+    r"""θ ← θ − ℓ r d with r = 2⟨d, g⟩ / (‖d‖² L), L a running bound of the curvature along d.
+
+    ``lr`` is the paper's ℓ: along d, on a quadratic, ½ is the minimum, 1 the largest step that does not raise the
+    loss, more explores. It needs no tuning; :func:`red_schedule` takes it from 1 to ½.
+
+    Args:
+        params: tensors, named tensors or groups.
+        lr: ℓ > 0 (per group: it scales the group's part of the step).
+        preconditioner: ``None``, d = g; or ``"rmsprop"``, d = g / (√v + ε) with v the bias-corrected mean of g².
+        beta1: momentum of Algorithm 4: d is built from the bias-corrected mean of g. Then d may not be a descent
+            direction of this batch, and the absolute value of ⟨d, g⟩ is used, as in the paper.
+        beta2: decay of v.
+        beta3: decay of the curvature average.
+        eps: ε of the preconditioner.
+        weight_decay: λ of λ/2‖θ‖², part of J and of every J_s, its curvature λ‖d‖² included.
+        clamp: (α, β, δ) of eq. (12): ℓ r is kept within [α, β] / k^δ at step k, which forces Robbins–Monro convergence.
+        factor: ``"corrected"``, or the paper's ``"eq10"`` or ``"line7"``, to see what they do.
+        absolute: ``"per-sample"``, mean of |dᵀH_s d|, as Algorithm 1; ``"batch"``, |mean|, for the ablation.
+        backend: of :func:`reprolib.curvature.expand`.
+        check_every: how often the ⟨g, d⟩ invariant is checked (the first step always is).
+
+    After each step ``diagnostics`` has 0-d tensors: ``loss`` (mean of the per-sample losses), ``objective`` (with the L²
+    term), ``step`` (ℓr of the first group), ``rescaling`` r, ``curvature`` c, ``bound`` L, ``slope`` ⟨d, g⟩,
+    ``direction_norm``. ``skipped`` counts steps that changed nothing: a non-finite loss, gradient or curvature, or L = 0
+    (a locally linear loss, where r is undefined; λ > 0 prevents it). A vanishing gradient is a step of length zero.
+
+    Source: Algorithms 1, 3, 4, eqs. (9)–(12); METHODS: key ``gournay2022red`` in references.bib.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1.0,
+        preconditioner: str | None = None,
+        beta1: float = 0.0,
+        beta2: float = 0.999,
+        beta3: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-7,
+        clamp: tuple[float, float, float] | None = None,
+        *,
+        factor: str = "corrected",
+        absolute: str = "per-sample",
+        backend: str = "autodiff",
+        check_every: int = 100,
+    ):
+        if preconditioner not in PRECONDITIONERS:
+            raise UnknownName.among("preconditioner", preconditioner, map(str, PRECONDITIONERS))
+        if factor not in FACTORS:
+            raise UnknownName.among("factor", factor, FACTORS)
+        if absolute not in ("per-sample", "batch"):
+            raise UnknownName.among("absolute", absolute, ("per-sample", "batch"))
+        for name, beta in (("beta1", beta1), ("beta2", beta2), ("beta3", beta3)):
+            if not 0 <= beta < 1:
+                raise InvalidInput(f"{name} = {beta}: a decay lies in [0, 1)")
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise InvalidInput(f"{name} = {value}: it cannot be negative")
+        if clamp is not None and not (len(clamp) == 3 and 0 < clamp[0] <= clamp[1] and clamp[2] > 0):
+            raise InvalidInput(f"clamp = {clamp}: give (α, β, δ) with 0 < α ≤ β and δ > 0, for convergence in (½, 1)")
+        options = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "preconditioner": preconditioner,
+            "beta1": beta1,
+            "beta2": beta2,
+            "beta3": beta3,
+            "eps": eps,
+            "clamp": clamp,
+            "factor": factor,
+            "absolute": absolute,
+            "backend": backend,
+            "check_every": check_every,
+        }
+        super().__init__(params, options)
+        self.diagnostics: dict[str, Tensor] = {}
+        self.skipped = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("diagnostics", {})
+        self.__dict__.setdefault("skipped", 0)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """A further group, with its own ``lr`` and ``weight_decay``; one curvature serves all, so the rest is shared."""
+        own = {k for k in param_group if k in self.defaults and param_group[k] != self.defaults[k]} - PER_GROUP
+        if own:
+            raise InvalidInput(
+                f"{', '.join(sorted(own))} cannot differ between groups: only {', '.join(sorted(PER_GROUP))} can"
+            )
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None, loss: Loss | None = None, *, summary=None, full=None) -> Tensor:  # type: ignore[override]
+        """One step; returns the mean loss before it.
+
+        Args:
+            closure: () -> outputs (B, ...), or the per-sample losses themselves if ``loss`` is not given.
+            loss: outputs -> per-sample losses (B,).
+            summary, full: for other methods; RED needs one batch.
+        """
+        shared = self._shared_state()
+        k, options = shared["step"] + 1, self.param_groups[0]
+        beta1, beta3 = options["beta1"], options["beta3"]
+        check = (k - 1) % options["check_every"] == 0
+        model = open_model(self, closure, loss, curvature="hessian", backend=options["backend"], check=check)
+        params = [p for group in self.param_groups for p in group["params"]]
+        decay = [group["weight_decay"] for group in self.param_groups for _ in group["params"]]
+
+        # Algorithm 3, line 4: g = mean of ∇J_s, where J_s = L_s + λ/2 ‖θ‖²
+        g = [x.add(p, alpha=λ) for x, p, λ in zip(model.gradient, params, decay, strict=True)]
+        # lines 5–10 (Algorithm 4 with β1 > 0): d = P⁻¹ m
+        d, moments = self._direction(g, k)
+        # Algorithm 1, line 4: c = mean of |dᵀ∇²J_s d| / ‖d‖²
+        shift = sum(λ * torch.sum(x * x) for x, λ in zip(d, decay, strict=True))
+        per_sample = model.curvature(d) + shift
+        norm2, slope = inner(d, d), inner(d, g)
+        c = (per_sample.abs().mean() if options["absolute"] == "per-sample" else per_sample.mean().abs()) / norm2
+        # line 5: moving average and its bias correction
+        average = beta3 * shared["curvature"] + (1 - beta3) * c
+        # line 6: the larger of the average and the present value
+        bound = torch.maximum(average / (1 - beta3**k), c)
+        # line 7
+        r = rescaling(slope, norm2, bound, options["factor"], descent=beta1 == 0)
+
+        lengths = [self._clamped(group["lr"] * r, k) for group in self.param_groups]
+        half_l2 = sum(0.5 * λ * torch.sum(p * p) for p, λ in zip(params, decay, strict=True))
+        self.diagnostics = {
+            "loss": model.loss,
+            "objective": model.loss + half_l2,
+            "step": lengths[0],
+            "rescaling": r,
+            "curvature": c,
+            "bound": bound,
+            "slope": slope,
+            "direction_norm": norm2.sqrt(),
+        }
+        if not bool(torch.isfinite(model.loss + norm2 + slope)):
+            skipped(
+                self, f"loss {float(model.loss):.4g}, ‖d‖² {float(norm2):.4g}, ⟨d, g⟩ {float(slope):.4g} must be finite"
+            )
+        elif bool(norm2 == 0):
+            pass  # a stationary point of this batch: nothing to do, nothing to learn about the curvature
+        elif not bool(torch.isfinite(torch.stack(lengths)).all()):
+            skipped(self, f"the curvature bound is {float(bound):.4g}, so the step length is undefined")
+        else:
+            for p, moment in zip(params, moments, strict=True):
+                self.state[p].update(moment)
+            shared["step"], shared["curvature"] = k, average
+            offset = 0
+            for group, length in zip(self.param_groups, lengths, strict=True):
+                for p in group["params"]:
+                    p.sub_(length * d[offset])  # line 12: θ ← θ − ℓ r d
+                    offset += 1
+        return model.loss
+
+    def _direction(self, g: list[Tensor], k: int) -> tuple[tuple[Tensor, ...], list[dict[str, Tensor]]]:
+        """d, and the new moments: kept apart until the step is known to be sound."""
+        direction, moments = [], []
+        options = self.param_groups[0]
+        beta1, beta2 = options["beta1"], options["beta2"]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for p, x in zip(params, g, strict=True):
+            state, new, d = self.state[p], {}, x
+            if beta1:
+                new["mean"] = torch.lerp(x, state.get("mean", torch.zeros_like(x)), beta1)
+                d = new["mean"] / (1 - beta1**k)
+            if options["preconditioner"] == "rmsprop":
+                new["square"] = torch.lerp(x * x, state.get("square", torch.zeros_like(x)), beta2)
+                d = d / ((new["square"] / (1 - beta2**k)).sqrt() + options["eps"])
+            direction.append(d)
+            moments.append(new)
+        return tuple(direction), moments
+
+    def _clamped(self, length: Tensor, k: int) -> Tensor:
+        """Eq. (12): α ≤ ℓ r k^δ ≤ β."""
+        clamp = self.param_groups[0]["clamp"]
+        if clamp is None:
+            return length
+        low, high, power = clamp
+        return length.clamp(low / k**power, high / k**power)
+
+    def _shared_state(self) -> dict[str, Any]:
+        """What belongs to no single parameter lives with the first one, so that ``state_dict`` carries it."""
+        first = self.param_groups[0]["params"][0]
+        state = self.state[first]
+        if "curvature" not in state:
+            state["step"], state["curvature"] = 0, torch.zeros((), dtype=first.dtype, device=first.device)
+        return state
+
+
+def rescaling(
+    slope: Tensor, norm2: Tensor, bound: Tensor, factor: str = "corrected", *, descent: bool = True
+) -> Tensor:
+    """Algorithm 1, line 7, corrected: r = 2⟨d, g⟩ / (‖d‖² L).
+
+    Args:
+        slope: ⟨d, g⟩ of the direction and the gradient.
+        norm2: ‖d‖².
+        bound: L ≥ 0; 0 gives an infinite r (the loss is linear along d).
+        factor: a key of ``FACTORS``.
+        descent: insist on ⟨d, g⟩ ≥ 0; else its absolute value is taken (Algorithm 4).
+
+    Raises:
+        NotDescent: ⟨d, g⟩ < 0 and ``descent``.
+
+    >>> rescaling(torch.tensor(4.0), torch.tensor(2.0), torch.tensor(2.0))
+    tensor(2.)
+    """
+    if descent and bool(slope < 0):
+        raise NotDescent(f"⟨d, g⟩ = {float(slope):.6g} < 0: −d does not descend; flip it, or use the momentum variant")
+    return FACTORS[factor] * slope.abs() / (norm2 * bound)
+
+
+def red_schedule(optimizer: torch.optim.Optimizer, epochs: int, factor: float = 0.5) -> LambdaLR:
+    """Algorithm 3, line 13: ℓ ← η^(1/N) ℓ after each of N ``epochs``, so ℓ has fallen by ``factor`` = η at the end."""
+    if epochs < 1:
+        raise InvalidInput(f"epochs = {epochs}: give at least 1")
+    return LambdaLR(optimizer, lambda epoch: factor ** (epoch / epochs))
+
+
+def ran_schedule(
+    optimizer: torch.optim.Optimizer, phases: Sequence[tuple[int, float]] = ((5, 1.0), (13, 0.5), (2, 2.0))
+) -> LambdaLR:
+    """RAn, the annealing of section 4.2: ℓ runs through ``phases`` of (epochs, multiple of the initial ℓ), periodically."""
+    if not phases or any(epochs < 1 for epochs, _ in phases):
+        raise InvalidInput(f"phases {phases}: give (epochs, multiplier) pairs with at least one epoch each")
+    values = [value for epochs, value in phases for _ in range(epochs)]
+    return LambdaLR(optimizer, lambda epoch: values[epoch % len(values)])

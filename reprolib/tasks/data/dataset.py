@@ -1,0 +1,150 @@
+"""``load`` a data set by name: tensors of the raw, published values, verified on each load."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reprolib.errors import DataError, InvalidInput
+from reprolib.tasks.data.catalog import Entry, File
+from reprolib.tasks.data.store import data_folder, entry, locate, missing, read
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set.
+
+    Attributes:
+        x: raw values; images uint8 ``(n, C, H, W)``, LIBSVM sets float32 ``(n, features)``.
+        y: int64 ``(n,)`` in ``0 .. classes - 1``.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory.
+
+    Attributes:
+        name: as in ``load(name)``.
+        train: the published training part.
+        test: the published test part; empty (n = 0) for LIBSVM sets that come as a single file.
+        classes: number of classes.
+        scale: what a raw value is divided by to lie in [0, 1]: 255 for images, 16 for digits, 1 for LIBSVM sets.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: int
+    scale: float
+
+
+def load(name: str, *, folder: str | os.PathLike | None = None, download: bool = True) -> Dataset:
+    """Read a data set, downloading what is absent from the data folder first.
+
+    Args:
+        name: ``digits`` (needs scikit-learn and no file), ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100`` (fine
+            labels), ``svhn`` (cropped, without the extra part), or of LIBSVM ``a9a``, ``w8a``, ``mushrooms``,
+            ``phishing``, ``german.numer_scale``, ``australian`` (the smaller label in the file is class 0).
+        folder: the data folder; None: ``$REPROLIB_DATA``, else the user's cache folder. Layout: see `store`.
+        download: False: absent files are an error.
+
+    Raises:
+        UnknownName: no such data set.
+        DataError: a file is absent, truncated, altered or cannot be downloaded.
+    """
+    which = entry(name)
+    if which.kind == "digits":
+        return _digits(which)
+    place = data_folder(folder)
+    absent = missing(which, place)
+    if absent and not download:
+        raise DataError(
+            f"{place / absent[0].path} is missing: run `reprolib data fetch {name}`, or set $REPROLIB_DATA to the folder "
+            "that has it"
+        )
+    if absent:
+        from reprolib.tasks.data.fetch import fetch  # pooch is only needed here
+
+        fetch(name, folder=place)
+    train, test = (_split(which, files, part, place) for part, files in enumerate((which.train, which.test)))
+    return Dataset(name, train, test, which.classes, which.scale)
+
+
+def _split(which: Entry, files: tuple[File, ...], part: int, folder: Path) -> Split:
+    """The files of one split, one after the other."""
+    xs: list[np.ndarray] = []
+    ys: list[np.ndarray] = []
+    for file in files:
+        path = locate(file, folder)
+        if path is None:  # removed since we looked
+            raise DataError(f"{folder / file.path} is missing: run `reprolib data fetch {which.name}`")
+        x, y = read(which, file, path)
+        xs += [] if x is None else [x]
+        ys += [] if y is None else [y]
+    if not files:
+        return Split(torch.zeros((0, *which.shape)), torch.zeros(0, dtype=torch.int64))
+    x, y = np.concatenate(xs), np.concatenate(ys)
+    if which.labels:
+        y = y == which.labels[1]
+    expected = (which.sizes[part], *which.shape)
+    if x.shape != expected or y.shape != expected[:1]:
+        raise DataError(f"{which.name}: images {x.shape} and labels {y.shape} instead of {expected} and {expected[:1]}")
+    return Split(torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)))
+
+
+def _digits(which: Entry) -> Dataset:
+    """scikit-learn's 1797 digits; sample i is a test sample if SHA-256("reprolib digits i") is among the 360 smallest.
+
+    A hash and not a random generator, whose stream may change between versions. Within each part the order is the
+    published one.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise DataError("digits comes with scikit-learn, which is not installed: pip install scikit-learn") from error
+    bunch = load_digits()
+    x = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
+    y = torch.from_numpy(bunch.target.astype(np.int64))
+    expected = (sum(which.sizes), *which.shape)
+    if tuple(x.shape) != expected:
+        raise DataError(f"scikit-learn's digits have shape {tuple(x.shape)} instead of {expected}")
+    order = sorted(range(len(x)), key=lambda i: hashlib.sha256(f"reprolib digits {i}".encode()).digest())
+    is_test = torch.zeros(len(x), dtype=torch.bool)
+    is_test[order[: which.sizes[1]]] = True
+    train, test = Split(x[~is_test], y[~is_test]), Split(x[is_test], y[is_test])
+    return Dataset(which.name, train, test, which.classes, which.scale)
+
+
+def mean_std(data: Dataset | str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation (1/n) per channel of the training images, in units of ``raw / scale``.
+
+    Computed from exact counts of the 256 values, so there is no rounding to speak of: MNIST (0.1307,), (0.3081,).
+
+    Raises:
+        InvalidInput: the data set has no uint8 images.
+    """
+    data = load(data) if isinstance(data, str) else data
+    x = data.train.x
+    if x.dtype != torch.uint8 or x.dim() != 4 or len(x) == 0:
+        raise InvalidInput(f"mean_std needs uint8 images (n, C, H, W), and {data.name} has {x.dtype} {tuple(x.shape)}")
+    means, stds = [], []
+    value = torch.arange(256, dtype=torch.float64) / data.scale
+    for channel in range(x.shape[1]):
+        share = torch.bincount(x[:, channel].reshape(-1), minlength=256).double()
+        share /= share.sum()
+        mean = (share * value).sum()
+        means.append(mean.item())
+        stds.append((share * (value - mean) ** 2).sum().sqrt().item())
+    return tuple(means), tuple(stds)

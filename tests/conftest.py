@@ -1,0 +1,20 @@
+"""Shared by all tests: the marker of tests that stand for a claim, and how thoroughly properties are tried."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "claim(id, mutation): the test stands for a claim of a paper; the mutation is the wrong formula that fails it"
+    )
+    try:
+        from hypothesis import settings
+    except ImportError:
+        return
+    settings.register_profile("default", deadline=None, derandomize=True)
+    settings.register_profile("deep", deadline=None, max_examples=2000)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
