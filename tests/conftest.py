@@ -9,7 +9,8 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "claim(id, mutation): the test stands for a claim of a paper; the mutation is the wrong formula that fails it"
+        "markers",
+        "claim(id, file, old, new): the test of a claim; `old` -> `new` in reprolib/`file` must turn it red (tests/mutants.py)",
     )
     try:
         from hypothesis import settings

@@ -1,7 +1,7 @@
 """Records: published results, one table (CSV) and one provenance file (JSON) per experiment and scale.
 
-The table has one row per logged point of each run, with the run's ``key``; the JSON has each run's specification, first
-losses and environment under that key. A record is read by name; the best scale that has one is the default.
+The table has one row per logged point of each run, under the run's ``key``; the JSON has each run's specification, first
+losses and environment under that key, so the columns ``task``, ``method`` and ``seed`` are filled in when it is read. A record is read by name; the best scale that has one is the default.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from reprolib.lab.train import History
 
 SCALES = ("smoke", "desk", "paper")
 FORMAT = 1
+DESCRIPTION = ("task", "method", "seed")  # columns that come from the runs' specifications
 
 
 def folder() -> Path:
@@ -43,13 +44,7 @@ class Record:
         """The record of ``histories``; the run's task, method and seed become columns."""
         check_scale(scale)
         histories = list(histories)
-        parts = []
-        for h in histories:
-            part = h.table.copy()
-            part.insert(0, "key", h.run.key)
-            for i, column in enumerate(("task", "method", "seed"), start=1):
-                part.insert(i, column, getattr(h.run, column))
-            parts.append(part)
+        table = pd.concat([h.table.assign(key=h.run.key) for h in histories], ignore_index=True)
         runs = {
             h.run.key: {
                 "specification": h.run.specification,
@@ -60,14 +55,15 @@ class Record:
             }
             for h in histories
         }
-        return cls(name, scale, pd.concat(parts, ignore_index=True), runs, notes or {})
+        return cls(name, scale, _described(table, runs), runs, notes or {})
 
     def save(self, where: Path | None = None) -> Path:
         """Write both files; each appears whole or not at all. Returns the path of the JSON."""
         where = where or folder()
         where.mkdir(parents=True, exist_ok=True)
         csv, meta = _paths(where, self.name, self.scale)
-        _write(csv, self.table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        table = self.table.drop(columns=list(DESCRIPTION))
+        _write(csv, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
         content = {"format": FORMAT, "name": self.name, "scale": self.scale, "notes": self.notes, "runs": self.runs}
         _write(meta, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         return meta
@@ -102,7 +98,7 @@ class Record:
             )
         if set(table["key"]) != set(runs):
             raise RecordError(f"the {scale} record of {name!r}: its table and its provenance name different runs")
-        return cls(name, scale, table, runs, notes)
+        return cls(name, scale, _described(table, runs), runs, notes)
 
     def stale(self) -> list[str]:
         """Keys of the runs that today's code would specify differently (a task or method has a new version)."""
@@ -126,6 +122,15 @@ class Record:
             "minutes": minutes,
             "runs": len(self.runs),
         }
+
+
+def _described(table: pd.DataFrame, runs: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """``table`` with the key and what it stands for in front."""
+    values = table.drop(columns=["key"])
+    for name in reversed(DESCRIPTION):
+        values.insert(0, name, [runs[key]["specification"][name] for key in table["key"]])
+    values.insert(0, "key", table["key"])
+    return values
 
 
 def run_of(specification: dict[str, Any]) -> Run:

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -44,16 +45,7 @@ class History:
 
 def train(run: Run, device: str | torch.device = "cpu") -> History:
     """Train ``run``; a run whose loss stops being finite ends there and is marked ``diverged``."""
-    problem = task(run.task).build(
-        run.seed,
-        batch_size=run.batch_size,
-        device=device,
-        dtype=getattr(torch, run.dtype),
-        train_size=run.train_size,
-        held_out=run.held_out,
-    )
-    torch.manual_seed(run.seed)  # for networks that draw random numbers (dropout)
-    optimizer, scheduler = method(run.method).build(list(problem.net.parameters()), run.epochs, **dict(run.options))
+    problem, optimizer, scheduler = _start(run, device)
     per_epoch, epochs = len(problem.batches), run.stop_after or run.epochs
     every = max(1, per_epoch * epochs // POINTS)
     loss, step = _Average(SMOOTHING), _Average(SMOOTHING)
@@ -66,7 +58,7 @@ def train(run: Run, device: str | torch.device = "cpu") -> History:
                 report = take_step(optimizer, *problem.pair(x, y))
                 iteration = epoch * per_epoch + i + 1
                 value = float(report["loss"])
-                if len(first) < 5:
+                if len(first) < 5:  # enough to notice a change of behaviour
                     first.append(value)
                 loss.add(value)
                 step.add(float(report["step"]))
@@ -93,6 +85,29 @@ def train(run: Run, device: str | torch.device = "cpu") -> History:
     columns = ["epoch", "iteration", "loss", "step", "seconds", "test_loss", "test_accuracy"]
     table = pd.DataFrame(rows).reindex(columns=columns)
     return History(run, table, first, getattr(optimizer, "skipped", 0), diverged)
+
+
+def first_losses(run: Run, device: str | torch.device = "cpu", *, steps: int = 5, download: bool = True) -> list[float]:
+    """The unsmoothed losses of the first steps of ``run``, as its history keeps them."""
+    problem, optimizer, _ = _start(run, device, download=download)
+    batches = islice(problem.batches.epoch(0), steps)
+    return [float(take_step(optimizer, *problem.pair(x, y))["loss"]) for x, y in batches]
+
+
+def _start(run: Run, device: str | torch.device, *, download: bool = True):
+    """The problem, optimizer and schedule of a run at its first step."""
+    problem = task(run.task).build(
+        run.seed,
+        batch_size=run.batch_size,
+        device=device,
+        dtype=getattr(torch, run.dtype),
+        train_size=run.train_size,
+        held_out=run.held_out,
+        download=download,
+    )
+    torch.manual_seed(run.seed)  # for networks that draw random numbers (dropout)
+    optimizer, scheduler = method(run.method).build(list(problem.net.parameters()), run.epochs, **dict(run.options))
+    return problem, optimizer, scheduler
 
 
 class _Average:

@@ -50,7 +50,7 @@ class RED(torch.optim.Optimizer):
     ``direction_norm``. ``skipped`` counts steps that changed nothing: a non-finite loss, gradient or curvature, or L = 0
     (a locally linear loss, where r is undefined; λ > 0 prevents it). A vanishing gradient is a step of length zero.
 
-    Source: Algorithms 1, 3, 4, eqs. (9)–(12); METHODS: key ``gournay2022red`` in references.bib.
+    Source: Algorithms 1, 3, 4, eqs. (9)–(12); key ``gournay2022`` in references.bib.
     """
 
     def __init__(

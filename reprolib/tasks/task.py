@@ -37,6 +37,7 @@ class Task:
         dtype: torch.dtype = torch.float32,
         train_size: int | None = None,
         held_out: int = 0,
+        download: bool = True,
     ) -> Problem:
         """The task at its start, a function of ``seed`` alone (initial weights, order of the batches).
 
@@ -48,8 +49,9 @@ class Task:
             train_size: use only the first so many training samples.
             held_out: the last so many training samples (counted after ``train_size``) are kept for validation: then
                 ``evaluate`` sees them, and not the test set.
+            download: fetch the data set if it is not here.
         """
-        data = load(self.dataset)
+        data = load(self.dataset, download=download)
         x, y = data.train.x[:train_size], data.train.y[:train_size]
         if not 0 <= held_out < len(x):
             raise InvalidInput(f"held_out = {held_out} of {len(x)} training samples: some must be left to train on")

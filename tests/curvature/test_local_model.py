@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from cases import LOSSES, NETWORKS, case
@@ -95,7 +97,7 @@ def test_summary_is_the_derivative_of_block_steps(c):
     for p in c.params:
         edges.append(edges[-1] + p.numel())
     blocks = torch.zeros(len(c.params), len(d), dtype=d.dtype)
-    for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(edges)):
         blocks[i, a:b] = d[a:b]
     torch.testing.assert_close(summary.hessian, blocks @ H @ blocks.T, **CLOSE)
     torch.testing.assert_close(summary.gradient, blocks @ flat(model.gradient), **CLOSE)

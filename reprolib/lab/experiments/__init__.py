@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from reprolib.errors import UnknownName
-from reprolib.lab.execute import execute, runs_folder
+from reprolib.lab.execute import execute
 from reprolib.lab.record import Record, check_scale
 
 EXPERIMENTS = {"red-first-results": "reprolib.lab.experiments.red_first_results"}
@@ -22,10 +22,9 @@ def conduct(
     keep: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Record:
-    """Conduct experiment ``name`` at ``scale``; finished runs in ``keep`` (default :func:`runs_folder`) are reused."""
+    """Conduct experiment ``name`` at ``scale``. With a folder ``keep``, finished runs are kept and found again there."""
     if name not in EXPERIMENTS:
         raise UnknownName.among("experiment", name, EXPERIMENTS)
     check_scale(scale)
-    keep = runs_folder() if keep is None else keep
     experiment = import_module(EXPERIMENTS[name])
     return experiment.conduct(scale, lambda runs: execute(runs, device=device, workers=workers, keep=keep, say=say))

@@ -53,8 +53,8 @@ AUTOENCODER = {"decays": (0.99, 0.995, 1.0), "paper_epochs": 500}
 SIZES: dict[str, tuple[list[Column], tuple[int, ...]]] = {
     "smoke": (
         [
-            Column("digits-classifier", 10, 128, held_out=144, **CLASSIFIER),
-            Column("digits-autoencoder", 10, 128, held_out=144, **AUTOENCODER),
+            Column("digits-classifier", 12, 256, held_out=144, **CLASSIFIER),
+            Column("digits-autoencoder", 12, 256, held_out=144, **AUTOENCODER),
         ],
         (0, 1, 2),
     ),

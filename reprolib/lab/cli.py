@@ -1,0 +1,68 @@
+"""``reprolib run`` and ``reprolib records``."""
+
+from __future__ import annotations
+
+import click
+
+from reprolib.errors import RecordError
+
+
+@click.command("run")
+@click.argument("name")
+@click.option("--scale", default="smoke", show_default=True, help="smoke, desk or paper")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--workers", default=1, show_default=True, help="processes side by side, one thread each")
+def run(name: str, scale: str, device: str, workers: int) -> None:
+    """Conduct experiment NAME and write its record.
+
+    Finished runs are kept under build/runs (or $REPROLIB_RUNS): start the command again to continue after a stop.
+    """
+    from reprolib.lab.execute import runs_folder
+    from reprolib.lab.experiments import conduct
+
+    record = conduct(name, scale, device=device, workers=workers, keep=runs_folder(), say=click.echo)
+    click.echo(f"wrote {record.save()}")
+
+
+@click.group()
+def records() -> None:
+    """List and verify the published results."""
+
+
+@records.command("list")
+def list_() -> None:
+    """Show the records: experiment, scale, runs, minutes, device, date."""
+    for record in _all():
+        made = record.made
+        click.echo(
+            f"{record.name:24} {record.scale:6} {made['runs']:4} runs {made['minutes']:7.1f} min  "
+            f"{', '.join(made['devices'])}  {', '.join(made['dates'])}"
+        )
+
+
+@records.command("verify")
+@click.option("--replay", is_flag=True, help="also train each run for its first five steps and compare the losses")
+def verify(replay: bool) -> None:
+    """Check that every record belongs to this code."""
+    from reprolib.lab.replay import differences
+
+    wrong = 0
+    for record in _all():
+        stale = record.stale()
+        lines = [f"run {key} was made by another version of its task or method" for key in stale]
+        if replay:
+            lines += differences(record, say=click.echo)
+        click.echo(f"{record.name} {record.scale}: {len(record.runs)} runs, {len(lines)} findings")
+        for line in lines:
+            click.echo(f"  {line}")
+        wrong += len(lines)
+    if wrong:
+        raise RecordError(f"{wrong} runs do not belong to this code: conduct their experiments again")
+
+
+def _all():
+    from reprolib.lab.record import Record, folder
+
+    for path in sorted(folder().glob("*.json")):
+        name, _, scale = path.stem.rpartition(".")
+        yield Record.load(name, scale)

@@ -1,0 +1,222 @@
+"""Runs, training, records: reproducible, resumable, and refused when they do not belong together."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from reprolib.errors import DataError, InvalidInput, RecordError, UnknownName
+from reprolib.lab import Record, Run, execute, train
+from reprolib.lab import methods as methods_module
+from reprolib.lab.experiments import conduct, red_first_results
+from reprolib.lab.methods import METHODS
+from reprolib.lab.record import run_of
+from reprolib.lab.replay import differences
+from reprolib.lab.train import first_losses
+from reprolib.lab.verdict import by_seed
+from reprolib.tasks import TASKS, task
+
+
+def run(method: str = "red-sgd", seed: int = 0, **fields) -> Run:
+    options = {} if method.startswith("red") else {"lr": 0.1 if method == "sgd" else 0.01}
+    fields = {"task": "digits-classifier", "epochs": 2, "batch_size": 256, "options": options} | fields
+    return Run.of(method, seed=seed, **fields)
+
+
+def same(a, b) -> bool:
+    columns = [c for c in a.table.columns if c != "seconds"]
+    return a.table[columns].equals(b.table[columns]) and a.first_losses == b.first_losses
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_a_function_of_its_specification(method):
+    torch.manual_seed(1)
+    a = train(run(method))
+    torch.manual_seed(2)  # the global random state must not matter
+    b = train(run(method))
+    assert same(a, b)
+    assert not same(a, train(run(method, seed=1)))
+    assert a.final["loss"] < a.first_losses[0]
+    assert first_losses(run(method)) == a.first_losses
+
+
+def test_every_task_that_is_embedded_trains():
+    for name, t in TASKS.items():
+        if t.dataset == "digits":
+            history = train(run(task=name, epochs=1))
+            assert math.isfinite(history.final["test_loss"])
+            assert math.isnan(history.final["test_accuracy"]) == (t.kind == "input")
+
+
+def test_held_out_samples_are_neither_trained_on_nor_the_test_set():
+    whole = task("digits-classifier").build(0, batch_size=64)
+    part = task("digits-classifier").build(0, batch_size=64, held_out=100)
+    assert len(part.batches.x) == len(whole.batches.x) - 100
+    assert torch.equal(part.held_out[0], whole.batches.x[-100:])
+    with pytest.raises(InvalidInput, match="held_out"):
+        task("digits-classifier").build(0, batch_size=64, train_size=50, held_out=50)
+
+
+def test_a_diverging_run_is_kept_and_marked():
+    history = train(run("sgd", task="digits-autoencoder", options={"lr": 1e6}))
+    assert history.diverged
+    assert not math.isfinite(history.final["loss"])
+
+
+def test_keys_follow_the_specification_and_the_versions(monkeypatch):
+    assert run().key == run().key
+    assert (
+        len({run().key, run(seed=1).key, run(epochs=3).key, run("sgd").key, run("sgd", options={"lr": 0.2}).key}) == 5
+    )
+    before = run().key
+    newer = methods_module.METHODS["red-sgd"]
+    monkeypatch.setitem(methods_module.METHODS, "red-sgd", type(newer)(**{**vars(newer), "version": newer.version + 1}))
+    assert run().key != before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_execution_continues_where_it_stopped(tmp_path, workers):
+    runs = [run("sgd"), run("sgd", seed=1), run("sgd")]
+    said: list[str] = []
+    first = execute(runs[:1], keep=tmp_path, say=said.append)
+    (tmp_path / f"{runs[1].key}.json").write_text("{broken")  # as a killed process might leave it
+    both = execute(runs, keep=tmp_path, workers=workers, say=said.append)
+    assert len(said) == 2  # the first run was not trained again
+    assert same(both[0], first[0])
+    assert same(both[2], first[0])
+    assert [h.run.seed for h in both] == [0, 1, 0]
+    assert not list(tmp_path.glob("*.partial"))
+    again = execute(runs, keep=tmp_path, say=said.append)
+    assert len(said) == 2
+    assert same(again[1], both[1])
+
+
+def test_records_round_trip(tmp_path):
+    record = Record.of("trial", "smoke", execute([run("sgd"), run("red-sgd")]), {"why": "test"})
+    path = record.save(tmp_path)
+    back = Record.load("trial", where=tmp_path)
+    assert back.scale == "smoke"
+    assert back.notes == {"why": "test"}
+    assert back.runs == record.runs
+    pd.testing.assert_frame_equal(back.table, record.table, rtol=1e-5, check_dtype=False)
+    assert back.stale() == []
+    assert differences(back) == []
+    content = path.read_text()
+    for private in ("/home", "/root", "/tmp"):
+        assert private not in content
+    environment = next(iter(back.runs.values()))["environment"]
+    assert {"date", "device", "threads", "tf32", "versions", "commit"} <= set(environment)
+
+
+def test_the_best_scale_is_read(tmp_path):
+    histories = execute([run("sgd")])
+    for scale in ("desk", "smoke"):
+        Record.of("trial", scale, histories).save(tmp_path)
+    assert Record.load("trial", where=tmp_path).scale == "desk"
+    assert Record.load("trial", "smoke", where=tmp_path).scale == "smoke"
+
+
+def test_records_that_do_not_belong_are_refused(tmp_path, monkeypatch):
+    Record.of("trial", "smoke", execute([run("sgd")])).save(tmp_path)
+    meta, csv = tmp_path / "trial.smoke.json", tmp_path / "trial.smoke.csv"
+    good_meta, good_csv = meta.read_text(), csv.read_text()
+    for path, text, words in [
+        (meta, "{", "damaged"),
+        (meta, good_meta.replace('"format": 1', '"format": 99'), "format 99"),
+        (csv, good_csv.replace(good_csv.splitlines()[1].split(",")[0], "0"), "different runs"),
+    ]:
+        meta.write_text(good_meta)
+        csv.write_text(good_csv)
+        path.write_text(text)
+        with pytest.raises(RecordError, match=words):
+            Record.load("trial", where=tmp_path)
+    meta.write_text(good_meta.replace('"lr": 0.1', '"lr": 0.3'))
+    csv.write_text(good_csv)
+    assert len(Record.load("trial", where=tmp_path).stale()) == 1
+    with pytest.raises(RecordError, match="make one with"):
+        Record.load("nothing", where=tmp_path)
+    with pytest.raises(RecordError, match="no paper record"):
+        Record.load("trial", "paper", where=tmp_path)
+    with pytest.raises(UnknownName, match="scale"):
+        Record.load("trial", "huge", where=tmp_path)
+
+
+def test_a_changed_behaviour_is_noticed_by_the_replay(tmp_path):
+    record = Record.of("trial", "smoke", execute([run("sgd")]))
+    kept = next(iter(record.runs.values()))
+    kept["first_losses"][4] *= 1.01
+    assert len(differences(record)) == 1
+
+
+def test_published_records_belong_to_this_code():
+    """Every committed record: its runs have today's versions, and those on digits still start the same way."""
+    from reprolib.lab.record import folder
+
+    found = sorted(folder().glob("*.json"))
+    assert found
+    for path in found:
+        name, _, scale = path.stem.rpartition(".")
+        record = Record.load(name, scale)
+        assert record.stale() == []
+        here = {k: r for k, r in record.runs.items() if task(r["specification"]["task"]).dataset == "digits"}
+        assert differences(Record(name, scale, record.table, here, {})) == []
+        for kept in record.runs.values():
+            assert json.loads(json.dumps(run_of(kept["specification"]).specification)) == kept["specification"]
+
+
+def test_the_protocol_of_the_first_experiment():
+    columns, _ = red_first_results.SIZES["paper"]
+    assert [c.decay(0.97) for c in columns] == [0.97, 0.97]
+    desk = red_first_results.SIZES["desk"][0][0]
+    assert desk.decay(0.97) ** desk.epochs == pytest.approx(0.97**200)
+    assert len(red_first_results.STEPS) == 14
+    assert min(red_first_results.STEPS) == pytest.approx(1e-5)
+    assert max(red_first_results.STEPS) == pytest.approx(50)
+    asked = []
+
+    def fake(runs):  # the loss of a run is its distance from lr = 0.5 and no decay; larger steps than 5 diverge
+        asked.append(len(runs))
+        out = []
+        for r in runs:
+            o = dict(r.options)
+            loss = abs(math.log10(o["lr"]) - math.log10(0.5)) + (1 - o["decay"]) if o["lr"] <= 5 else math.nan
+            table = pd.DataFrame({"loss": [loss], "test_loss": [1.0 if o["lr"] == 0.1 else 2.0]})
+            out.append(type("H", (), {"final": table.iloc[0].to_dict(), "diverged": o["lr"] > 5})())
+        return out
+
+    result = red_first_results.tune(desk, "sgd", fake, halving=True)
+    assert result["chosen"] == {"lr": 0.5, "decay": 1.0}
+    assert result["by_validation"]["lr"] == pytest.approx(0.1)
+    assert sum(row["train_loss"] is None for row in result["first_round"]) == 2
+    assert asked == [14, 16]
+
+
+def test_verdicts():
+    assert by_seed([True] * 3) == "reproduced"
+    assert by_seed([True, True, False]) == "inconclusive"
+    assert by_seed([True] * 4 + [False]) == "reproduced"
+    assert by_seed([True] * 3 + [False] * 2) == "inconclusive"
+    assert by_seed([False] * 5) == "not reproduced"
+
+
+def test_bad_names_have_one_clear_error():
+    for call, words in [
+        (lambda: run("red"), "did you mean 'red-"),
+        (lambda: run(task="mnist"), "unknown task"),
+        (lambda: run("sgd", options={"momentum": 0.9}), "option of sgd"),
+        (lambda: run(epochs=0), "epochs = 0"),
+        (lambda: conduct("red-first", "smoke"), "did you mean 'red-first-results'"),
+        (lambda: conduct("red-first-results", "tiny"), "unknown scale"),
+    ]:
+        with pytest.raises(InvalidInput, match=words):
+            call()
+
+
+def test_a_missing_data_set_leaves_no_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPROLIB_DATA", str(tmp_path / "none"))
+    with pytest.raises(DataError, match="mnist"):
+        first_losses(run(task="mnist-classifier"), download=False)
