@@ -1,0 +1,103 @@
+"""Every page of the built book, opened in a real browser over http and from disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from reprolib.book.layout import Layout
+from tests.book import browser as reader
+
+LAYOUT = Layout(Path(__file__).parents[2])
+HTML = LAYOUT.html
+PAGES = sorted(
+    p.relative_to(HTML).as_posix()
+    for p in HTML.rglob("*.html")
+    if not {"_static", "_sources"} & set(p.parts) and p != HTML / "index.html"  # which only leads to the preface
+)
+
+pytestmark = [
+    pytest.mark.skipif(not PAGES, reason="there is no built book to look at: run `make book` first"),
+    pytest.mark.skipif(reader.executable() is None, reason="no Chromium or Chrome is installed: pages are not checked"),
+]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with reader.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[str]:
+    with reader.served(HTML) as address:
+        yield address
+
+
+@pytest.mark.parametrize("page", PAGES or ["(none)"])
+def test_page_over_http(page: str, chromium: Any, home: str) -> None:
+    assert reader.findings(chromium, f"{home}/{page}", home) == []
+
+
+@pytest.mark.parametrize("page", PAGES or ["(none)"])
+def test_page_from_disk(page: str, chromium: Any) -> None:
+    assert reader.findings(chromium, (HTML / page).as_uri(), HTML.as_uri()) == []
+
+
+@pytest.mark.parametrize("way", ["http", "disk"])
+def test_search_finds(way: str, chromium: Any, home: str) -> None:
+    address = home if way == "http" else HTML.as_uri()
+    page = chromium.new_page()
+    try:
+        page.goto(f"{address}/search.html?q=curvature")
+        page.wait_for_selector("#search-results li a", timeout=10_000)
+        assert page.locator("#search-results li a").count() >= 1
+    finally:
+        page.close()
+
+
+def test_first_page_leads_to_the_preface(chromium: Any) -> None:
+    page = chromium.new_page()
+    try:
+        page.goto((HTML / "index.html").as_uri())
+        page.wait_for_url("**/book/intro.html")
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("chapter", LAYOUT.listed())
+def test_chapter_offers_source_and_executed_notebook(chapter: str) -> None:
+    text = (HTML / f"notebooks/{chapter}.html").read_text(encoding="utf-8")
+    links = {name.split("/")[-1] for name in re.findall(r'href="([^"]*_sources/[^"]*)"', text)}
+    name = chapter.split("/")[-1]
+    assert {f"{name}.md", f"{name}.ipynb"} <= links
+    folder = HTML / "_sources" / "notebooks"
+    assert (folder / f"{chapter}.md").read_text(encoding="utf-8").startswith("---")
+    assert '"execution_count": 1' in (folder / f"{chapter}.ipynb").read_text(encoding="utf-8")
+
+
+def test_links_within_the_book_lead_somewhere() -> None:
+    broken = []
+    identifiers: dict[Path, set[str]] = {}
+    for name in PAGES:
+        page = HTML / name
+        for link in re.findall(r'<a\b[^>]*\bhref="([^"]+)"', page.read_text(encoding="utf-8")):
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc or link.startswith("javascript:"):
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            if target.is_dir():
+                target /= "index.html"
+            if not target.is_file():
+                broken.append(f"{name}: {link}")
+            elif parts.fragment and target.suffix == ".html":
+                if target not in identifiers:
+                    identifiers[target] = set(re.findall(r'\bid="([^"]+)"', target.read_text(encoding="utf-8")))
+                if unquote(parts.fragment) not in identifiers[target]:
+                    broken.append(f"{name}: {link}")
+    assert not broken, "\n".join(broken)
