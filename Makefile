@@ -34,7 +34,7 @@ TESTENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONHASH
 # PyTorch's own index for the build without CUDA; its default on PyPI comes with CUDA on Linux
 TORCH_INDEX ?= $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: help book test test-deep references notebook lint clean install constraints
+.PHONY: help book test test-deep references readme mutants notebook lint clean install constraints
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -56,6 +56,12 @@ test-deep: $(READY) ## the property tests with many more examples
 
 references: $(READY) ## write the reference notebooks and numbers that make test compares with
 	@$(BOOK) references --only "$(ONLY)" --jobs "$(JOBS)" $(if $(filter-out 0,$(FORCE)),--force)
+
+readme: $(READY) ## write the picture and the status table of the README anew from the records
+	@$(BOOK) readme
+
+mutants: $(READY) ## break the code where each claim test says it would notice, and see that it does
+	@$(TESTENV) $(PY) tests/mutants.py
 
 notebook: $(READY) ## open a chapter in JupyterLab: make notebook ONLY=red/derivation
 	@$(BOOK) notebook --only "$(ONLY)" --lab="$(LAB)"

@@ -9,7 +9,25 @@ import pytest
 from tests.mutants import mutant_of
 
 PACKAGE = Path(__file__).resolve().parents[1] / "reprolib"
-FIRST = ["red-alg1", "red-alg2", "red-alg3", "red-alg4", "red-eq9", "red-guide1", "red-guide2", "red-guide3", "red-ex1", "red-ex2", "red-ex3", "red-rm", "red-l2", "red-inv", "red-abs", "red-tab2", "red-tab3"]
+FIRST = [
+    "red-alg1",
+    "red-alg2",
+    "red-alg3",
+    "red-alg4",
+    "red-eq9",
+    "red-guide1",
+    "red-guide2",
+    "red-guide3",
+    "red-ex1",
+    "red-ex2",
+    "red-ex3",
+    "red-rm",
+    "red-l2",
+    "red-inv",
+    "red-abs",
+    "red-tab2",
+    "red-tab3",
+]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The commands behind the Makefile: ``python -m reprolib.book build|execute|references|notebook``."""
+"""The commands behind the Makefile: ``python -m reprolib.book build|execute|references|notebook|readme``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def alone(layout: Layout) -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it went well, 1 if a chapter or the book failed, 2 if the request made no sense."""
     parser = argparse.ArgumentParser(prog="python -m reprolib.book", description=__doc__)
-    parser.add_argument("command", choices=["build", "execute", "references", "notebook"])
+    parser.add_argument("command", choices=["build", "execute", "references", "notebook", "readme"])
     parser.add_argument("--scale", default="smoke", help="smoke, desk or paper")
     parser.add_argument(
         "--only", default="", help="chapters whose name starts with this, such as red/ or red/derivation"
@@ -56,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if a.jobs < 1 or a.threads < 1:
             raise InvalidInput(f"jobs {a.jobs} and threads {a.threads} must be 1 or more")
         layout.select(a.only)
+        if a.command == "readme":
+            from reprolib.book.readme import write as write_readme  # needs matplotlib and the records
+
+            for path in write_readme(layout):
+                print(f"wrote {path.relative_to(root)}")
+            return 0
         if a.command == "notebook":
             open_lab(root, a.only, a.lab)
         with alone(layout):

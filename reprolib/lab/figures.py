@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
+
+from reprolib.lab.methods import METHODS
+from reprolib.tasks import task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # One colour per method through the whole book, from the colour-blind safe palette of Okabe & Ito.
 COLOURS = {
@@ -68,8 +72,32 @@ def band(ax: Axes, table: pd.DataFrame, y: str, *, method: str, label: str | Non
     ax.fill_between(x, over_seeds["min"], over_seeds["max"], color=COLOURS[method], alpha=0.2, linewidth=0)
 
 
-def log_limits(values: pd.Series, cover: float = 0.98) -> tuple[float, float]:
-    """Limits of a logarithmic axis that show the given part of the positive values (a diverging run may leave)."""
-    positive = values[np.isfinite(values) & (values > 0)]
-    low, high = positive.min(), positive.quantile(cover)
-    return low / 1.3, high * 1.3
+ROWS = {"loss": "training loss", "step": "step", "test_loss": "test loss", "test_error": "test error in %"}
+
+
+def panels(table: pd.DataFrame, rows: Sequence[str] = tuple(ROWS)) -> Figure:
+    """A column per task and a row per quantity of ``ROWS``, every method in each: the layout of RED's Figure 2."""
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(table["task"]))
+    table = table.assign(test_error=100 * (1 - table["test_accuracy"]))
+    methods = [m for m in METHODS.values() if m.name in set(table["method"])]
+    figure, axes = plt.subplots(
+        len(rows), len(tasks), figsize=(WIDTH, 0.5 + 2.15 * len(rows)), sharex="col", squeeze=False
+    )
+    for column, name in zip(axes.T, tasks, strict=True):
+        part = table[table["task"] == name]
+        for ax, row in zip(column, rows, strict=True):
+            for m in methods:
+                band(ax, part, row, method=m.name, label=m.label)
+            ax.set(yscale="log", ylabel=ROWS[row])
+            if part[row].notna().any():
+                lowest = ax
+            else:
+                ax.axis("off")
+                ax.text(0.5, 0.5, "an autoencoder:\nno accuracy", ha="center", transform=ax.transAxes, color=NEUTRAL)
+        column[0].set_title(task(name).title)
+        lowest.set_xlabel("epoch")
+        lowest.tick_params(labelbottom=True)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
+    return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
     }
 
 
+@cache
 def commit() -> str:
-    """The commit of the source tree, with ``+`` if a tracked file differs from it; ``unknown`` outside a checkout."""
+    """The commit of the source tree when first asked, with ``+`` if a tracked file differs from it; else ``unknown``."""
 
     def git(*words: str) -> str:
         return subprocess.run(

@@ -14,6 +14,7 @@ def value(name: str, v: Any) -> None:
     """
     from IPython.display import display
 
+    v = v.item() if hasattr(v, "item") else v  # NumPy and PyTorch scalars do not print as numbers
     mime = "application/papermill.record/"
     display({f"{mime}text/plain": repr(v)}, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": mime}})
 

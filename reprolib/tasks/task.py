@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from reprolib.errors import InvalidInput, UnknownName
 from reprolib.tasks import networks
 from reprolib.tasks.batches import Batches
-from reprolib.tasks.data import load
+from reprolib.tasks.data import load, mean_std
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,16 @@ class Task:
     )
     standardise: bool  # pixel values minus mean over standard deviation of the training images; else just within [0, 1]
     version: int = 1
+
+    @property
+    def title(self) -> str:
+        """The name for a reader: "MNIST classifier".
+
+        >>> task("mnist-classifier").title, task("digits-autoencoder").title
+        ('MNIST classifier', 'digits autoencoder')
+        """
+        data, _, kind = self.name.rpartition("-")
+        return f"{data.replace('mnist', 'MNIST').replace('cifar', 'CIFAR-')} {kind}"
 
     def build(
         self,
@@ -57,8 +67,7 @@ class Task:
             raise InvalidInput(f"held_out = {held_out} of {len(x)} training samples: some must be left to train on")
         mean, std = torch.zeros(()), torch.ones(())
         if self.standardise:
-            pixels = (data.train.x.double() / data.scale).flatten(2)
-            mean, std = pixels.mean((0, 2)).view(1, -1, 1, 1), pixels.std((0, 2)).view(1, -1, 1, 1)
+            mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in mean_std(data))
 
         def prepared(images: Tensor) -> Tensor:
             return ((images.double() / data.scale - mean) / std).to(device, dtype)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from reprolib.book.readme import with_status
+
 ROOT = Path(__file__).parents[2]
 SNIPPETS = re.findall(
     r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
@@ -23,3 +25,14 @@ def test_readme_names_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "make book" in text
     assert "make test" in text
+
+
+def test_readme_states_what_the_records_say() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_status(text) == text, "run `make readme`"
+
+
+def test_readme_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target

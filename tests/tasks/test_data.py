@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from reprolib.errors import DataError, InvalidInput, UnknownName
-from reprolib.tasks.data import CATALOG, Split, data_folder, load, mean_std
+from reprolib.tasks.data import CATALOG, Split, data_folder, dataset, load, mean_std
 from reprolib.tasks.data.catalog import Entry, File, Remote
 from reprolib.tasks.data.fetch import fetch
 from reprolib.tasks.data.formats import read_idx, read_libsvm, read_svhn
@@ -485,14 +485,15 @@ def test_without_pooch_there_is_an_instruction(online, monkeypatch):
 
 def test_without_scikit_learn_there_is_an_instruction(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    dataset._scikit_digits.cache_clear()
     with pytest.raises(DataError, match="pip install scikit-learn"):
         load("digits")
 
 
-def test_the_data_modules_import_without_the_data_extra():
+def test_the_data_modules_import_without_the_data_extra(tmp_path):
     """As on a GPU machine with PyTorch and NumPy only."""
     code = "import sys\nfor m in ('pooch', 'tqdm', 'platformdirs', 'sklearn', 'scipy', 'click', 'requests'): sys.modules[m] = None\n"
     code += "import reprolib.tasks.data, reprolib.tasks.batches; print(reprolib.tasks.data.data_folder().name)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"HOME": "/tmp"})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "reprolib"

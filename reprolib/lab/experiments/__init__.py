@@ -1,4 +1,6 @@
-"""The experiments by name. Each module has ``conduct(scale, execute) -> Record``: which runs, and what is kept of them."""
+"""The experiments by name. Each module has ``conduct(scale, execute) -> Record``: which runs, and what is kept of them;
+and ``verdicts(record)``: what that says of the paper's claims.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,11 @@ from reprolib.lab.execute import execute
 from reprolib.lab.record import Record, check_scale
 
 EXPERIMENTS = {"red-first-results": "reprolib.lab.experiments.red_first_results"}
+
+
+def verdicts_of(record: Record) -> list[dict[str, str]]:
+    """What a record says of the claims that its experiment is about: claim, statement, task, criterion, verdict."""
+    return import_module(EXPERIMENTS[record.name]).verdicts(record)
 
 
 def conduct(

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reprolib.lab.methods import method
 from reprolib.lab.record import Record
 from reprolib.lab.run import Run
 from reprolib.lab.train import History
+from reprolib.lab.verdict import by_seed
 
 NAME = "red-first-results"
 Execute = Callable[[Sequence[Run]], list[History]]
@@ -42,10 +44,10 @@ class Column:
         """The paper's ``d`` per epoch, translated to this training's length with the same total decay."""
         return d ** (self.paper_epochs / self.epochs)
 
-    def runs(self, method: str, seeds: Sequence[int], options: dict[str, Any] | None = None, **more: Any) -> list[Run]:
+    def runs(self, name: str, seeds: Sequence[int], options: dict[str, Any] | None = None, **more: Any) -> list[Run]:
         """One run per seed."""
         common = {"task": self.task, "epochs": self.epochs, "batch_size": self.batch_size, "options": options or {}}
-        return [Run.of(method, seed=seed, **common, **more) for seed in seeds]
+        return [Run.of(name, seed=seed, **common, **more) for seed in seeds]
 
 
 CLASSIFIER = {"decays": (0.97, 0.98, 0.99, 1.0), "paper_epochs": 200}
@@ -53,8 +55,8 @@ AUTOENCODER = {"decays": (0.99, 0.995, 1.0), "paper_epochs": 500}
 SIZES: dict[str, tuple[list[Column], tuple[int, ...]]] = {
     "smoke": (
         [
-            Column("digits-classifier", 12, 256, held_out=144, **CLASSIFIER),
-            Column("digits-autoencoder", 12, 256, held_out=144, **AUTOENCODER),
+            Column("digits-classifier", 10, 256, held_out=144, **CLASSIFIER),
+            Column("digits-autoencoder", 10, 256, held_out=144, **AUTOENCODER),
         ],
         (0, 1, 2),
     ),
@@ -81,15 +83,15 @@ def conduct(scale: str, execute: Execute) -> Record:
     histories: list[History] = []
     tuning = []
     for column in columns:
-        histories += execute([run for method in RED_METHODS for run in column.runs(method, seeds)])
-        for method in BASELINES:
-            result = tune(column, method, execute, halving=scale != "paper")
+        histories += execute([run for red in RED_METHODS for run in column.runs(red, seeds)])
+        for baseline in BASELINES:
+            result = tune(column, baseline, execute, halving=scale != "paper")
             tuning.append(result)
-            histories += execute(column.runs(method, seeds, result["chosen"]))
+            histories += execute(column.runs(baseline, seeds, result["chosen"]))
     return Record.of(NAME, scale, histories, {"tuning": tuning, "tuning_seed": TUNING_SEED})
 
 
-def tune(column: Column, method: str, execute: Execute, *, halving: bool) -> dict[str, Any]:
+def tune(column: Column, baseline: str, execute: Execute, *, halving: bool) -> dict[str, Any]:
     """Search the grid; choose by the paper's rule, and note what the validation split would have chosen."""
     epochs = max(1, round(TUNED_FRACTION * column.epochs))
 
@@ -98,7 +100,7 @@ def tune(column: Column, method: str, execute: Execute, *, halving: bool) -> dic
             run
             for lr, d in pairs
             for run in column.runs(
-                method,
+                baseline,
                 [TUNING_SEED],
                 {"lr": lr, "decay": column.decay(d)},
                 stop_after=stop_after,
@@ -125,13 +127,69 @@ def tune(column: Column, method: str, execute: Execute, *, halving: bool) -> dic
     best, other = min(grid, key=_by("train_loss")), min(grid, key=_by("validation_loss"))
     return {
         "task": column.task,
-        "method": method,
+        "method": baseline,
         "chosen": {"lr": best["lr"], "decay": column.decay(best["d"])},
         "d": best["d"],
         "by_validation": {"lr": other["lr"], "decay": column.decay(other["d"])},
         "first_round": first,
         "grid": grid,
     }
+
+
+def verdicts(record: Record) -> list[dict[str, str]]:
+    """What the record says of the paper's claims, with the criteria translated to these two tasks.
+
+    Epochs of the paper are fractions of training here. Each seed of RED is compared with its namesake of the baseline
+    that has the same preconditioner; :func:`reprolib.lab.verdict.by_seed` turns the signs into a verdict.
+    """
+    final = record.table.groupby(["task", "method", "seed"]).last()
+    classifier, autoencoder = dict.fromkeys(record.table["task"])
+    seeds = sorted(set(record.table["seed"]))
+    pairs = list(zip(RED_METHODS, BASELINES, strict=True))
+    found = []
+
+    def judge(claim: str, statement: str, task: str, criterion: str, holds: Callable[[int], bool]) -> None:
+        verdict = by_seed([holds(seed) for seed in seeds])
+        found.append({"claim": claim, "statement": statement, "task": task, "criterion": criterion, "verdict": verdict})
+
+    def step(task: str, method: str, seed: int, fraction: float) -> float:
+        """The smoothed step after this fraction of training."""
+        table = record.table
+        run = table[(table["task"] == task) & (table["method"] == method) & (table["seed"] == seed)].dropna(
+            subset=["step"]
+        )
+        return run.loc[(run["epoch"] - fraction * run["epoch"].max()).abs().idxmin(), "step"]
+
+    for task in (classifier, autoencoder):
+        for red, baseline in pairs:
+            loss, tuned = final["loss"][task][red], final["loss"][task][baseline]
+            judge(
+                "red-c01",
+                f"{method(red).label} is competitive",
+                task,
+                "final training loss ≤ 2 × the tuned baseline's",
+                lambda seed, loss=loss, tuned=tuned: bool(loss[seed] <= 2 * tuned[seed]),
+            )
+    one_epoch = 1 / record.table.loc[record.table["task"] == classifier, "epoch"].max()
+    for red in RED_METHODS:
+        judge(
+            "red-c02",
+            f"the step of {method(red).label} warms up",
+            classifier,
+            "step after a quarter of training ≥ 1.5 × after the first epoch",
+            lambda seed, red=red: step(classifier, red, seed, 0.25) >= 1.5 * step(classifier, red, seed, one_epoch),
+        )
+    for red, baseline in pairs:
+        judge(
+            "red-c03",
+            f"the tuned step of {method(baseline).label.split(',')[0]} is far below RED's",
+            autoencoder,
+            "RED's step ≥ 5 × the tuned one after 2 % of training",
+            lambda seed, red=red, baseline=baseline: (
+                step(autoencoder, red, seed, 0.02) >= 5 * step(autoencoder, baseline, seed, 0.02)
+            ),
+        )
+    return found
 
 
 def _finite(value: float, history: History) -> float | None:

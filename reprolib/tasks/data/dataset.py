@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
@@ -110,13 +111,7 @@ def _digits(which: Entry) -> Dataset:
     A hash and not a random generator, whose stream may change between versions. Within each part the order is the
     published one.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise DataError("digits comes with scikit-learn, which is not installed: pip install scikit-learn") from error
-    bunch = load_digits()
-    x = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
-    y = torch.from_numpy(bunch.target.astype(np.int64))
+    x, y = (torch.from_numpy(a.copy()) for a in _scikit_digits())
     expected = (sum(which.sizes), *which.shape)
     if tuple(x.shape) != expected:
         raise DataError(f"scikit-learn's digits have shape {tuple(x.shape)} instead of {expected}")
@@ -125,6 +120,17 @@ def _digits(which: Entry) -> Dataset:
     is_test[order[: which.sizes[1]]] = True
     train, test = Split(x[~is_test], y[~is_test]), Split(x[is_test], y[is_test])
     return Dataset(which.name, train, test, which.classes, which.scale)
+
+
+@functools.cache
+def _scikit_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 1, 8, 8) and labels (n,), parsed once: it takes longer than many a run on them."""
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise DataError("digits comes with scikit-learn, which is not installed: pip install scikit-learn") from error
+    bunch = load_digits()
+    return bunch.images.astype(np.uint8)[:, None], bunch.target.astype(np.int64)
 
 
 def mean_std(data: Dataset | str) -> tuple[tuple[float, ...], tuple[float, ...]]:
