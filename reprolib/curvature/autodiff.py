@@ -13,10 +13,16 @@ import torch
 from torch import Tensor
 from torch.func import jvp as forward
 
+from reprolib.curvature.replay import translated
 from reprolib.curvature.tree import Tensors
 
 if TYPE_CHECKING:
     from reprolib.curvature.model import Network
+
+
+def run(net: Network) -> tuple[Tensor, Tensor]:
+    """The ordinary pass: outputs (B, ...) and per-sample losses (B,)."""
+    return net.run()
 
 
 def jvp(net: Network, d: Tensors) -> Tensor:
@@ -32,10 +38,10 @@ def second(net: Network, d: Tensors, e: Tensors) -> tuple[Tensor, Tensor, Tensor
     """
 
     def along_e(*params: Tensor) -> tuple[Tensor, Tensor]:
-        return forward(net.losses, params, tuple(e))
+        return forward(net.losses, params, tuple(e))  # type: ignore[return-value]
 
     with torch.enable_grad():
-        (losses, _), (slopes, curvature) = forward(along_e, net.at, tuple(d))
+        (losses, _), (slopes, curvature) = forward(along_e, net.at, tuple(d))  # type: ignore[misc]
     return losses.detach(), slopes.detach(), curvature.detach()
 
 
@@ -44,7 +50,8 @@ def hvp(net: Network, d: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...
     with torch.enable_grad():
         leaves = tuple(p.detach().requires_grad_() for p in net.at)
         g = _grad(net.losses(*leaves).mean(), leaves, create_graph=True)
-        return tuple(x.detach() for x in g), _grad(g, leaves, d)
+        with translated("the gradient of the network"):
+            return tuple(x.detach() for x in g), _grad(g, leaves, d)
 
 
 def summary(net: Network, d: Tensors, groups: Sequence[Sequence[int]], third: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,8 +64,9 @@ def summary(net: Network, d: Tensors, groups: Sequence[Sequence[int]], third: bo
         eta = torch.zeros(len(groups), dtype=net.at[0].dtype, device=net.at[0].device, requires_grad=True)
         moved = [p + eta[group_of[i]] * d[i] if i in group_of else p for i, p in enumerate(net.at)]
         (gradient,) = _grad(net.losses(*moved).mean(), (eta,), create_graph=True)
-        rows = [_grad(g, (eta,), create_graph=third)[0] for g in gradient]
-        cubes = [_grad(row[i], (eta,))[0][i] for i, row in enumerate(rows)] if third else []
+        with translated("the gradient of the network"):
+            rows = [_grad(g, (eta,), create_graph=third)[0] for g in gradient]
+            cubes = [_grad(row[i], (eta,))[0][i] for i, row in enumerate(rows)] if third else []
     nan = torch.full_like(eta, float("nan")).detach()
     return gradient.detach(), torch.stack(rows).detach(), torch.stack(cubes).detach() if third else nan
 

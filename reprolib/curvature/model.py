@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jvp as forward
 
-from reprolib.curvature import autodiff
+from reprolib.curvature import autodiff, tape
 from reprolib.curvature.replay import Repeat
 from reprolib.curvature.tree import Tensors, inner, like
 from reprolib.errors import InvalidInput, ModelConsumed, NotRepeatable, UnknownName, UntrackedOperation
 
-BACKENDS: dict[str, ModuleType] = {"autodiff": autodiff}
+BACKENDS: dict[str, ModuleType] = {"autodiff": autodiff, "tape": tape}
 OPERATORS = ("hessian", "ggn")
 
 
@@ -32,37 +31,38 @@ class Network:
     """The user's closure and loss as functions of the parameters that can be called again at other values."""
 
     def __init__(self, closure: Callable[[], Tensor], loss: Callable[[Tensor], Tensor] | None, params: Tensors):
-        self._closure, self._loss = closure, loss
+        self.closure, self.loss, self.params = closure, loss, tuple(params)
         self._repeat = Repeat(params)  # before the first pass: it keeps the random state
         self.at = tuple(p.detach() for p in params)
+        self.recording: Any = None  # what the backend keeps of the ordinary pass
 
     def run(self) -> tuple[Tensor, Tensor]:
         """The ordinary pass: outputs (B, ...) and per-sample losses (B,)."""
-        outputs = self._closure()
-        if not isinstance(outputs, Tensor):
-            raise InvalidInput(
-                f"the closure returned {type(outputs).__name__}: return one tensor, the outputs (B, ...)"
-            )
+        outputs = self.closure()
         return outputs, self.losses_of(outputs)
 
     def outputs(self, *values: Tensor) -> Tensor:
         """The outputs with ``values`` as parameters."""
-        return self._repeat.at(values, self._closure)
+        return self._repeat.at(values, self.closure)
 
     def losses(self, *values: Tensor) -> Tensor:
         """The per-sample losses with ``values`` as parameters."""
-        return self._repeat.at(values, lambda: self.losses_of(self._closure()))
+        return self._repeat.at(values, lambda: self.losses_of(self.closure()))
 
     def losses_of(self, outputs: Tensor) -> Tensor:
         """Per-sample losses (B,) of outputs (B, ...): ``loss(outputs)``, averaged over what follows the batch axis."""
-        losses = outputs if self._loss is None else self._loss(outputs)
+        if not isinstance(outputs, Tensor):
+            raise InvalidInput(
+                f"the closure returned {type(outputs).__name__}: return one tensor, the outputs (B, ...)"
+            )
+        losses = outputs if self.loss is None else self.loss(outputs)
         if not isinstance(losses, Tensor):
             raise InvalidInput(
                 f"the loss returned {type(losses).__name__}: return the per-sample losses, a tensor (B,)"
             )
-        if outputs.dim() == 0 and self._loss is not None:
+        if outputs.dim() == 0 and self.loss is not None:
             raise InvalidInput("the outputs are a single number: return outputs with a batch axis, (B, ...)")
-        batch = None if self._loss is None else outputs.shape[0]
+        batch = None if self.loss is None else outputs.shape[0]
         if losses.dim() == 0:
             if batch != 1:
                 raise InvalidInput(
@@ -82,7 +82,7 @@ def expand(
     loss: Callable[[Tensor], Tensor] | None,
     params: Sequence[Tensor],
     curvature: str = "hessian",
-    backend: str = "autodiff",
+    backend: str = "tape",
     *,
     retain: bool = False,
     check: bool = True,
@@ -98,7 +98,7 @@ def expand(
             itself returns the losses (then nothing that needs the outputs can be answered, so no GGN).
         params: θ, distinct floating-point leaves that require grad. A parameter the network does not use counts as zero.
         curvature: ``"hessian"``, C = ∇²J, or ``"ggn"``, C = AᵀΛA with A = ∂outputs/∂θ and Λ = ∂²J/∂outputs².
-        backend: how derivatives are computed (``"autodiff"``).
+        backend: how derivatives are computed: ``"tape"`` (one recorded pass) or ``"autodiff"`` (PyTorch's own modes).
         retain: keep what the first pass stored after the first directional answer (see :class:`LocalModel`).
         check: compare each answer's tangent of the mean loss with ⟨∇J, d⟩ (one synchronisation with the device).
 
@@ -116,7 +116,7 @@ def expand(
     params = _checked(params)
     net = Network(closure, loss, params)
     with torch.enable_grad():
-        outputs, losses = net.run()
+        outputs, losses = BACKENDS[backend].run(net)
     if not losses.requires_grad:
         raise InvalidInput("the losses depend on none of the parameters: is something detached, or under no_grad?")
     return LocalModel(net, params, outputs, losses, curvature, BACKENDS[backend], retain, check)
@@ -149,7 +149,7 @@ class LocalModel:
         self._params, self._backend, self._retain, self._check = params, backend, retain, check
         self._net: Network | None = net
         self._graph: tuple[Tensor, Tensor] | None = (outputs, losses)
-        self._outputs = None if net._loss is None else outputs.detach()
+        self._outputs = None if net.loss is None else outputs.detach()
         self._losses_of = net.losses_of
         self._gradient: tuple[Tensor, ...] | None = None
 
@@ -209,7 +209,9 @@ class LocalModel:
         else:
             tangent = self._tangent(d)
             other = tangent if e is d else self._backend.jvp(net, e)
-            answer = _loss_curvature(self._losses_of, self.outputs, tangent, other)
+            # per sample uᵀ∇²ℓ(o_s)v, where the blocks of Λ are (1/B)∇²ℓ(o_s)
+            batch = len(tangent)
+            answer = batch * (self.loss_hvp(tangent) * other).reshape(batch, -1).sum(1)
         self._answered()
         return answer
 
@@ -297,7 +299,7 @@ class LocalModel:
     def _pull_back(self, w: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(self._kept()[0], self._params, w, retain_graph=True, materialize_grads=True)
 
-    def _ggn_summary(self, d: Tensors, groups: list[list[int]]) -> Summary:
+    def _ggn_summary(self, d: Tensors, groups: Sequence[Sequence[int]]) -> Summary:
         blocks = [tuple(x if i in g else torch.zeros_like(x) for i, x in enumerate(d)) for g in groups]
         tangents = [self._backend.jvp(self._repeatable(), block) for block in blocks]
         curved = torch.stack([self.loss_hvp(t) for t in tangents]).flatten(1)
@@ -326,16 +328,6 @@ class LocalModel:
                 f"the loss changes by {float(found):.6g} along d, but ⟨gradient, d⟩ = {float(expected):.6g}: part of the "
                 "network is invisible here (a scripted module, a custom autograd function, parameters used through .data)"
             )
-
-
-def _loss_curvature(losses_of: Callable[[Tensor], Tensor], outputs: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """uᵀ ∇²ℓ(o_s) v per sample (B,): the loss alone, nested forward mode in its outputs."""
-
-    def along(o: Tensor) -> Tensor:
-        return forward(losses_of, (o,), (v,))[1]
-
-    with torch.enable_grad():
-        return forward(along, (outputs,), (u,))[1].detach()
 
 
 def _checked(params: Sequence[Tensor]) -> tuple[Tensor, ...]:

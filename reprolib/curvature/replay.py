@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from reprolib.curvature.calls import map_tensors, tensors, writes_in_place
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import UnsupportedOperation
 
@@ -45,17 +46,9 @@ class Repeat:
         Raises:
             UnsupportedOperation: an operation that ran in the ordinary pass cannot run on these values.
         """
-        with self._same_random_numbers(), sdpa_kernel(SDPBackend.MATH), _Substitute(self.params, values):
-            try:
-                return pass_()
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, NotImplementedError) as error:
-                if isinstance(error, UnsupportedOperation):
-                    raise
-                raise UnsupportedOperation(
-                    f"the network cannot be differentiated twice here: {_line(error)}"
-                ) from error
+        substituted = _Substitute(self.params, values)
+        with self._same_random_numbers(), sdpa_kernel(SDPBackend.MATH), substituted, translated("the network"):
+            return pass_()
 
     @contextmanager
     def _same_random_numbers(self) -> Iterator[None]:
@@ -69,6 +62,21 @@ class Repeat:
             torch.set_rng_state(cpu)
             for i, state in cuda.items():
                 torch.cuda.set_rng_state(state, i)
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """PyTorch's refusals to differentiate ``what`` as :class:`UnsupportedOperation`; everything else passes."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, UnsupportedOperation):
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UnsupportedOperation(
+            f"{what} cannot be differentiated twice in this way: {line}; write it with basic operations, use a backend that "
+            "has a rule for it, or ask product(), which differentiates in reverse mode"
+        ) from error
 
 
 class _Substitute(TorchFunctionMode):
@@ -86,22 +94,16 @@ class _Substitute(TorchFunctionMode):
         kwargs = kwargs or {}
         for target in _written(func, args, kwargs):
             self._copy_before_write(target)
-        new_args, new_kwargs = _map(args, self._swap), _map(kwargs, self._swap)
-        try:
+        new_args, new_kwargs = map_tensors(args, self._swap), map_tensors(kwargs, self._swap)
+        with translated(getattr(func, "__name__", str(func))):
             out = WRITTEN_OUT.get(func, func)(*new_args, **new_kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError) as error:
-            name = getattr(func, "__name__", str(func))
-            raise UnsupportedOperation(
-                f"{name} cannot be differentiated twice in forward mode: {_line(error)}; "
-                "write it with basic operations, or use a backend that has a rule for it"
-            ) from error
-        given = {id(t) for t in _tensors((new_args, new_kwargs))}
-        for t in _tensors(out):
+        given = {id(t) for t in tensors((new_args, new_kwargs))}
+        for t in tensors(out):
             if id(t) not in given:
                 t._reprolib_pass = self._made_here
-        return _map(out, lambda t: self._copied.get(id(t), t))  # `buffer += 1` must bind the buffer, not its copy
+        return map_tensors(
+            out, lambda t: self._copied.get(id(t), t)
+        )  # `buffer += 1` must bind the buffer, not its copy
 
     def _swap(self, t: Tensor) -> Tensor:
         entry = self._instead.get(id(t))
@@ -118,38 +120,9 @@ class _Substitute(TorchFunctionMode):
 
 def _written(func: Callable, args: tuple, kwargs: dict) -> Iterator[Tensor]:
     """The tensors that a call changes in place."""
-    name = getattr(func, "__name__", "")
-    in_place = name in _AUGMENTED or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace", False)
-    if in_place and args and isinstance(args[0], Tensor):
+    if writes_in_place(getattr(func, "__name__", ""), kwargs) and args and isinstance(args[0], Tensor):
         yield args[0]
-    yield from _tensors(kwargs.get("out"))
-
-
-_AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__imatmul__", "__setitem__", "__iand__"}
-
-
-def _tensors(x: Any) -> Iterator[Tensor]:
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, tuple | list):
-        for y in x:
-            yield from _tensors(y)
-    elif isinstance(x, dict):
-        yield from _tensors(tuple(x.values()))
-
-
-def _map(x: Any, f: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(x, Tensor):
-        return f(x)
-    if isinstance(x, list) or type(x) is tuple:
-        return type(x)(_map(y, f) for y in x)
-    if isinstance(x, dict):
-        return {k: _map(v, f) for k, v in x.items()}
-    return x
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    yield from tensors(kwargs.get("out"))
 
 
 # --- the fused norms in basic operations. Their kernels keep mean and 1/std as constants for the backward pass, and

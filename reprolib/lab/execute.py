@@ -83,6 +83,7 @@ def _write(keep: Path, history: History) -> None:
         "first_losses": history.first_losses,
         "skipped": history.skipped,
         "diverged": history.diverged,
+        "wall_seconds": history.wall_seconds,
         "environment": history.environment,
     }
     partial_path = keep / f"{history.run.key}.{os.getpid()}.partial"
@@ -99,6 +100,7 @@ def _read(keep: Path, run: Run) -> History | None:
             content["first_losses"],
             content["skipped"],
             content["diverged"],
+            content["wall_seconds"],
             content["environment"],
         )
     except (OSError, ValueError, KeyError):

@@ -32,6 +32,7 @@ WIDTH = 7.4  # inches: at this width one printed point is about one point of the
 def use_style() -> None:
     """Set the book's style for the figures that follow (transparent, so that they sit on either theme)."""
     import matplotlib as mpl
+    from cycler import cycler
 
     mpl.rcParams.update(
         {
@@ -56,7 +57,7 @@ def use_style() -> None:
             "grid.alpha": 0.25,
             "grid.linewidth": 0.6,
             "lines.linewidth": 1.6,
-            "axes.prop_cycle": mpl.cycler(color=list(COLOURS.values())),
+            "axes.prop_cycle": cycler(color=list(COLOURS.values())),
         }
     )
 

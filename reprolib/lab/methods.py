@@ -102,7 +102,7 @@ def take_step(
 ) -> Step:
     """One step of any method on one batch."""
     if hasattr(optimizer, "diagnostics"):
-        optimizer.step(closure, loss)
+        optimizer.step(closure, loss)  # type: ignore[call-overload]
         return {"loss": optimizer.diagnostics["objective"], "step": optimizer.diagnostics["step"]}
     group = optimizer.param_groups[0]
     l2 = sum(0.5 * group["weight_decay"] * p.detach().square().sum() for p in group["params"])

@@ -51,6 +51,7 @@ class Record:
                 "first_losses": h.first_losses,
                 "skipped": h.skipped,
                 "diverged": h.diverged,
+                "wall_seconds": round(h.wall_seconds, 2),
                 "environment": h.environment,
             }
             for h in histories

@@ -35,6 +35,7 @@ class History:
     first_losses: list[float]  # unsmoothed, of the first five iterations: enough to notice a change of behaviour
     skipped: int = 0
     diverged: bool = False
+    wall_seconds: float = 0.0  # from the first line to the last, evaluation and loading included
     environment: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -45,11 +46,14 @@ class History:
 
 def train(run: Run, device: str | torch.device = "cpu") -> History:
     """Train ``run``; a run whose loss stops being finite ends there and is marked ``diverged``."""
+    began = time.perf_counter()
     problem, optimizer, scheduler = _start(run, device)
     per_epoch, epochs = len(problem.batches), run.stop_after or run.epochs
     every = max(1, per_epoch * epochs // POINTS)
     loss, step = _Average(SMOOTHING), _Average(SMOOTHING)
-    rows, first, diverged, seconds = [], [], False, 0.0
+    rows: list[dict[str, float]] = []
+    first: list[float] = []
+    diverged, seconds = False, 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkippedStep)  # counted in the history instead
         for epoch in range(epochs):
@@ -84,7 +88,8 @@ def train(run: Run, device: str | torch.device = "cpu") -> History:
             scheduler.step()
     columns = ["epoch", "iteration", "loss", "step", "seconds", "test_loss", "test_accuracy"]
     table = pd.DataFrame(rows).reindex(columns=columns)
-    return History(run, table, first, getattr(optimizer, "skipped", 0), diverged)
+    wall = time.perf_counter() - began
+    return History(run, table, first, getattr(optimizer, "skipped", 0), diverged, wall)
 
 
 def first_losses(run: Run, device: str | torch.device = "cpu", *, steps: int = 5, download: bool = True) -> list[float]:

@@ -67,7 +67,7 @@ class RED(torch.optim.Optimizer):
         *,
         factor: str = "corrected",
         absolute: str = "per-sample",
-        backend: str = "autodiff",
+        backend: str = "tape",
         check_every: int = 100,
     ):
         if preconditioner not in PRECONDITIONERS:

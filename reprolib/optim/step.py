@@ -40,4 +40,4 @@ def open_model(
 def skipped(optimizer: torch.optim.Optimizer, why: str) -> None:
     """Report a step that changed nothing (``optimizer.skipped`` counts them)."""
     optimizer.skipped += 1  # type: ignore[attr-defined]
-    warnings.warn(f"{type(optimizer).__name__} skipped a step: {why}", SkippedStep, stacklevel=4)
+    warnings.warn(f"{type(optimizer).__name__} skipped a step: {why}", SkippedStep, stacklevel=5)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprolib.curvature import expand
+from reprolib.curvature.model import BACKENDS
 from reprolib.curvature.tree import inner
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -21,6 +22,11 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 @pytest.fixture(params=[(n, l) for n in NETWORKS for l in LOSSES], ids=lambda p: f"{p[0]}-{p[1]}")
 def c(request):
     return case(*request.param)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
 
 
 def losses_again(c):
@@ -45,24 +51,24 @@ def outputs_again(c):
     old="F.layer_norm: _layer_norm,",
     new="",
 )
-def test_hessian_answers(c):
+def test_hessian_answers(c, backend):
     H_s = per_sample_hessians(lambda: losses_again(c), c.params)
     H, d, e = H_s.mean(0), flat(c.d), flat(c.e)
-    model = expand(c.closure, c.loss, c.params, retain=True)
+    model = expand(c.closure, c.loss, c.params, backend=backend, retain=True)
     torch.testing.assert_close(model.curvature(c.d), torch.einsum("i,sij,j->s", d, H_s, d), **CLOSE)
     torch.testing.assert_close(model.curvature(c.d, c.e), torch.einsum("i,sij,j->s", d, H_s, e), **CLOSE)
     torch.testing.assert_close(model.curvature(c.d).mean(), d @ H @ d, **CLOSE)
     torch.testing.assert_close(flat(model.product(c.d)), H @ d, **CLOSE)
 
 
-def test_ggn_answers(c):
+def test_ggn_answers(c, backend):
     outputs = outputs_again(c)
     A = jacobian(outputs, c.params)
     o = outputs.detach().requires_grad_()
     losses = c.loss(o)
     losses = losses if losses.dim() == 1 else losses.mean(1)
     blocks = hessian(losses.mean(), [o])  # Λ of J
-    model = expand(c.closure, c.loss, c.params, curvature="ggn", retain=True)
+    model = expand(c.closure, c.loss, c.params, curvature="ggn", backend=backend, retain=True)
     d, e = flat(c.d), flat(c.e)
     torch.testing.assert_close(flat(model.product(c.d)), A.T @ blocks @ A @ d, **CLOSE)
     torch.testing.assert_close(model.curvature(c.d, c.e).mean(), (A @ d) @ blocks @ (A @ e), **CLOSE)
@@ -79,10 +85,10 @@ def test_ggn_answers(c):
     torch.testing.assert_close(flat(model.gradient), A.T @ model.loss_gradient.flatten(), **CLOSE)
 
 
-def test_first_order(c):
+def test_first_order(c, backend):
     expected = losses_again(c)
     grads = torch.autograd.grad(expected.mean(), c.params)
-    model = expand(c.closure, c.loss, c.params)
+    model = expand(c.closure, c.loss, c.params, backend=backend)
     torch.testing.assert_close(model.losses, expected.detach(), **CLOSE)
     torch.testing.assert_close(model.loss, expected.detach().mean(), **CLOSE)
     torch.testing.assert_close(flat(model.gradient), flat(grads), **CLOSE)
@@ -192,11 +198,11 @@ def test_third_derivative_closed_form():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_per_sample_curvature_against_finite_differences_of_the_loss(name):
+def test_per_sample_curvature_against_finite_differences_of_the_loss(name, backend):
     """No autograd at all on the other side: second central difference of the per-sample losses along d."""
     c, h = case(name), 1e-4
     state = torch.get_rng_state()
-    q = expand(c.closure, c.loss, c.params).curvature(c.d)
+    q = expand(c.closure, c.loss, c.params, backend=backend).curvature(c.d)
     values = []
     for t in (-h, 0.0, h):
         with torch.no_grad():
@@ -211,12 +217,12 @@ def test_per_sample_curvature_against_finite_differences_of_the_loss(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_float32_loses_what_rounding_takes(name):
+def test_float32_loses_what_rounding_takes(name, backend):
     single, double = case(name, dtype=torch.float32), case(name)
     results = []
     for c in (single, double):
         torch.manual_seed(7)  # one dropout mask for both
-        results.append(expand(c.closure, c.loss, c.params).curvature(c.d))
+        results.append(expand(c.closure, c.loss, c.params, backend=backend).curvature(c.d))
     if name == "dropout":
         pytest.skip("float32 and float64 draw different dropout masks from one seed")
     torch.testing.assert_close(results[0].double(), results[1], rtol=1e-4, atol=1e-5 * float(results[1].abs().max()))
@@ -234,7 +240,7 @@ def test_losses_over_time_are_averaged():
     torch.testing.assert_close(a, b, **CLOSE)
 
 
-def test_multi_head_attention_module():
+def test_multi_head_attention_module(backend):
     """nn.MultiheadAttention arrives as one call; both its forms give exact curvature."""
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(4, 2, batch_first=True, dtype=torch.float64)
@@ -244,7 +250,7 @@ def test_multi_head_attention_module():
     both = []
     for weights in (True, False):
         closure = lambda weights=weights: attention(x, x, x, need_weights=weights)[0]
-        model = expand(closure, lambda o: (o - y).square(), params, retain=True)
+        model = expand(closure, lambda o: (o - y).square(), params, backend=backend, retain=True)
         both.append(model.curvature(d))
         torch.testing.assert_close(both[-1].mean(), inner(model.product(d), d), **CLOSE)
     torch.testing.assert_close(*both, **CLOSE)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from reprolib.curvature import expand
+from reprolib.curvature.model import BACKENDS
 from reprolib.errors import (
     InvalidInput,
     ModelConsumed,
@@ -23,39 +24,44 @@ from reprolib.errors import (
 )
 
 
-def test_batch_norm_advances_once():
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+def test_batch_norm_advances_once(backend):
     ordinary, measured = case("batch-norm"), case("batch-norm")
     ordinary.net(ordinary.x)
-    model = expand(measured.closure, measured.loss, measured.params, retain=True)
+    model = expand(measured.closure, measured.loss, measured.params, retain=True, backend=backend)
     model.curvature(measured.d), model.product(measured.d), model.jvp(measured.d), model.summary(measured.d)
     for (name, a), (_, b) in zip(ordinary.net.named_buffers(), measured.net.named_buffers(), strict=True):
         assert torch.equal(a, b), name
     assert measured.net[1].num_batches_tracked == 1
 
 
-def test_random_state_is_that_of_one_pass():
+def test_random_state_is_that_of_one_pass(backend):
     c = case("dropout")
     torch.manual_seed(3)
     c.closure()
     expected = torch.rand(1)
     torch.manual_seed(3)
-    model = expand(c.closure, c.loss, c.params, retain=True)
+    model = expand(c.closure, c.loss, c.params, retain=True, backend=backend)
     model.curvature(c.d), model.product(c.d)
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_dropout_has_one_mask_in_all_passes():
+def test_dropout_has_one_mask_in_all_passes(backend):
     c = case("dropout")
-    model = expand(c.closure, c.loss, c.params, retain=True)
+    model = expand(c.closure, c.loss, c.params, retain=True, backend=backend)
     assert torch.equal(
         model.curvature(c.d), model.curvature(c.d)
     )  # and the ⟨g, d⟩ check compares them with the first pass
 
 
-def test_grad_fields_and_training_mode_are_untouched():
+def test_grad_fields_and_training_mode_are_untouched(backend):
     c = case("batch-norm")
     c.net.eval()
-    expand(c.closure, c.loss, c.params).curvature(c.d)
+    expand(c.closure, c.loss, c.params, backend=backend).curvature(c.d)
     assert all(p.grad is None for p in c.params) and not c.net.training
 
 
@@ -78,9 +84,12 @@ def test_a_buffer_written_by_user_code_advances_once():
     expected = 0.1 * c.x.mean(0)
     # the mean that the first pass used is not the one that a second pass would use: this closure cannot be repeated
     with pytest.raises(NotRepeatable):
-        expand(lambda: net(c.x), c.loss, params).curvature(d)
+        expand(lambda: net(c.x), c.loss, params, backend="autodiff").curvature(d)
     assert net.seen == 1
     torch.testing.assert_close(net.mean, expected)
+    # the tape runs the closure once, so there is nothing to repeat
+    assert expand(lambda: net(c.x), c.loss, params, backend="tape").curvature(d).isfinite().all()
+    assert net.seen == 2
 
 
 def test_an_exception_in_user_code_leaves_the_random_state_and_passes_through():
@@ -92,14 +101,14 @@ def test_an_exception_in_user_code_leaves_the_random_state_and_passes_through():
             raise KeyError("mine")
         return c.closure()
 
-    model = expand(closure, c.loss, c.params)
+    model = expand(closure, c.loss, c.params, backend="autodiff")
     before = torch.get_rng_state()
     with pytest.raises(KeyError, match="mine"):
         model.curvature(c.d)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_memory_is_freed_with_the_answer():
+def test_memory_is_freed_with_the_answer(backend):
     c = case("mlp")
     kept = []
 
@@ -108,7 +117,7 @@ def test_memory_is_freed_with_the_answer():
         kept.append(weakref.ref(out))
         return c.net[2:](out)
 
-    model = expand(closure, c.loss, c.params)
+    model = expand(closure, c.loss, c.params, backend=backend)
     model.curvature(c.d)
     gc.collect()
     assert all(ref() is None for ref in kept)
@@ -117,20 +126,20 @@ def test_memory_is_freed_with_the_answer():
     assert model.gradient  # read by the check, so it stays
 
 
-def test_unused_parameters_count_as_zero():
+def test_unused_parameters_count_as_zero(backend):
     c = case("mlp")
     extra = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    model = expand(c.closure, c.loss, [*c.params, extra], retain=True)
+    model = expand(c.closure, c.loss, [*c.params, extra], retain=True, backend=backend)
     assert torch.equal(model.gradient[-1], torch.zeros(3, dtype=torch.float64))
     d = (*c.d, torch.ones(3, dtype=torch.float64))
-    torch.testing.assert_close(model.curvature(d), expand(c.closure, c.loss, c.params).curvature(c.d))
+    torch.testing.assert_close(model.curvature(d), expand(c.closure, c.loss, c.params, backend=backend).curvature(c.d))
     assert torch.equal(model.product(d)[-1], torch.zeros(3, dtype=torch.float64))
 
 
-def test_batch_of_one():
+def test_batch_of_one(backend):
     c = case("mlp", batch=1)
     for loss in (c.loss, lambda o: c.loss(o).mean()):  # for one sample its mean is the per-sample loss
-        assert expand(c.closure, loss, c.params).curvature(c.d).shape == (1,)
+        assert expand(c.closure, loss, c.params, backend=backend).curvature(c.d).shape == (1,)
 
 
 # ---- bad input
@@ -150,39 +159,41 @@ class Squash(torch.autograd.Function):
         return grad * (1 - w.tanh() ** 2)
 
 
-def test_a_custom_function_never_passes_silently():
+def test_a_custom_function_never_passes_silently(backend):
     c = case("mlp")
     w = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     with pytest.raises((UntrackedOperation, UnsupportedOperation)):
-        expand(lambda: c.x @ Squash.apply(w), c.loss, [w]).curvature((torch.ones_like(w),))
+        expand(lambda: c.x @ Squash.apply(w), c.loss, [w], backend=backend).curvature((torch.ones_like(w),))
 
 
-def test_a_parameter_read_behind_our_back_is_noticed():
+def test_a_parameter_read_behind_our_back_is_noticed(backend):
     c = case("mlp")
     hidden = nn.Linear(5, 3, dtype=torch.float64)
     params = list(hidden.parameters())
     alias = [p.view_as(p) for p in params]  # made before: the closure reads the parameters through these
     with pytest.raises(UntrackedOperation, match="invisible"):
-        expand(lambda: F.linear(c.x, *alias), c.loss, params).curvature(tuple(torch.randn_like(p) for p in params))
+        expand(lambda: F.linear(c.x, *alias), c.loss, params, backend=backend).curvature(
+            tuple(torch.randn_like(p) for p in params)
+        )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_a_scripted_module_never_passes_silently():
+def test_a_scripted_module_never_passes_silently(backend):
     c = case("mlp")
     scripted = torch.jit.script(nn.Sequential(nn.Linear(5, 3), nn.Tanh()).double())
     params = list(scripted.parameters())
     d = tuple(torch.randn_like(p) for p in params)
     with pytest.raises((UntrackedOperation, UnsupportedOperation)):
-        expand(lambda: scripted(c.x), c.loss, params).curvature(d)
+        expand(lambda: scripted(c.x), c.loss, params, backend=backend).curvature(d)
 
 
-def test_an_operation_without_a_rule_is_named():
+def test_an_operation_without_a_rule_is_named(backend):
     c = case("conv")
     grid = torch.zeros(6, 4, 4, 2, dtype=torch.float64)
     net = c.net
     closure = lambda: net[5:](net[4](net[3](F.max_pool2d(F.grid_sample(net[:2](c.x), grid, align_corners=False), 2))))
     with pytest.raises(UnsupportedOperation, match="grid_sample"):
-        expand(closure, c.loss, c.params).curvature(c.d)
+        expand(closure, c.loss, c.params, backend=backend).curvature(c.d)
 
 
 def test_a_closure_that_changes_is_noticed():
@@ -193,7 +204,7 @@ def test_a_closure_that_changes_is_noticed():
         return c.net(c.x * len(count))
 
     with pytest.raises(NotRepeatable):
-        expand(closure, c.loss, c.params).curvature(c.d)
+        expand(closure, c.loss, c.params, backend="autodiff").curvature(c.d)
 
 
 def test_bad_arguments():

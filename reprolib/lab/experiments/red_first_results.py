@@ -50,8 +50,8 @@ class Column:
         return [Run.of(name, seed=seed, **common, **more) for seed in seeds]
 
 
-CLASSIFIER = {"decays": (0.97, 0.98, 0.99, 1.0), "paper_epochs": 200}
-AUTOENCODER = {"decays": (0.99, 0.995, 1.0), "paper_epochs": 500}
+CLASSIFIER: dict[str, Any] = {"decays": (0.97, 0.98, 0.99, 1.0), "paper_epochs": 200}
+AUTOENCODER: dict[str, Any] = {"decays": (0.99, 0.995, 1.0), "paper_epochs": 500}
 SIZES: dict[str, tuple[list[Column], tuple[int, ...]]] = {
     "smoke": (
         [
@@ -146,50 +146,51 @@ def verdicts(record: Record) -> list[dict[str, str]]:
     classifier, autoencoder = dict.fromkeys(record.table["task"])
     seeds = sorted(set(record.table["seed"]))
     pairs = list(zip(RED_METHODS, BASELINES, strict=True))
-    found = []
+    one_epoch = 1 / record.table.loc[record.table["task"] == classifier, "epoch"].max()
 
-    def judge(claim: str, statement: str, task: str, criterion: str, holds: Callable[[int], bool]) -> None:
-        verdict = by_seed([holds(seed) for seed in seeds])
-        found.append({"claim": claim, "statement": statement, "task": task, "criterion": criterion, "verdict": verdict})
-
-    def step(task: str, method: str, seed: int, fraction: float) -> float:
+    def step(task: str, name: str, seed: int, fraction: float) -> float:
         """The smoothed step after this fraction of training."""
         table = record.table
-        run = table[(table["task"] == task) & (table["method"] == method) & (table["seed"] == seed)].dropna(
+        run = table[(table["task"] == task) & (table["method"] == name) & (table["seed"] == seed)].dropna(
             subset=["step"]
         )
         return run.loc[(run["epoch"] - fraction * run["epoch"].max()).abs().idxmin(), "step"]
 
-    for task in (classifier, autoencoder):
-        for red, baseline in pairs:
-            loss, tuned = final["loss"][task][red], final["loss"][task][baseline]
-            judge(
-                "red-c01",
-                f"{method(red).label} is competitive",
-                task,
-                "final training loss ≤ 2 × the tuned baseline's",
-                lambda seed, loss=loss, tuned=tuned: bool(loss[seed] <= 2 * tuned[seed]),
-            )
-    one_epoch = 1 / record.table.loc[record.table["task"] == classifier, "epoch"].max()
-    for red in RED_METHODS:
-        judge(
+    def row(claim: str, statement: str, task: str, criterion: str, holds: list[bool]) -> dict[str, str]:
+        return dict(claim=claim, statement=statement, task=task, criterion=criterion, verdict=by_seed(holds))
+
+    competitive = [
+        row(
+            "red-c01",
+            f"{method(red).label} is competitive",
+            task,
+            "final training loss ≤ 2 × the tuned baseline's",
+            [bool(final["loss"][task][red][s] <= 2 * final["loss"][task][baseline][s]) for s in seeds],
+        )
+        for task in (classifier, autoencoder)
+        for red, baseline in pairs
+    ]
+    warm_up = [
+        row(
             "red-c02",
             f"the step of {method(red).label} warms up",
             classifier,
             "step after a quarter of training ≥ 1.5 × after the first epoch",
-            lambda seed, red=red: step(classifier, red, seed, 0.25) >= 1.5 * step(classifier, red, seed, one_epoch),
+            [step(classifier, red, s, 0.25) >= 1.5 * step(classifier, red, s, one_epoch) for s in seeds],
         )
-    for red, baseline in pairs:
-        judge(
+        for red in RED_METHODS
+    ]
+    smaller = [
+        row(
             "red-c03",
             f"the tuned step of {method(baseline).label.split(',')[0]} is far below RED's",
             autoencoder,
             "RED's step ≥ 5 × the tuned one after 2 % of training",
-            lambda seed, red=red, baseline=baseline: (
-                step(autoencoder, red, seed, 0.02) >= 5 * step(autoencoder, baseline, seed, 0.02)
-            ),
+            [step(autoencoder, red, s, 0.02) >= 5 * step(autoencoder, baseline, s, 0.02) for s in seeds],
         )
-    return found
+        for red, baseline in pairs
+    ]
+    return competitive + warm_up + smaller
 
 
 def _finite(value: float, history: History) -> float | None:
