@@ -16,6 +16,6 @@ def pytest_configure(config: pytest.Config) -> None:
         from hypothesis import settings
     except ImportError:
         return
-    settings.register_profile("default", deadline=None, derandomize=True)
-    settings.register_profile("deep", deadline=None, max_examples=2000)
+    settings.register_profile("default", deadline=None, derandomize=True, max_examples=100)
+    settings.register_profile("deep", deadline=None, max_examples=10_000)
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

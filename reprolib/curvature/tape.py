@@ -107,6 +107,8 @@ class Tape(TorchFunctionMode):
             with self:
                 return EXPANDED[func][1](*args, **kwargs)
         if writes_in_place(name, kwargs):
+            if id(args[0]) not in self._ids and not torch.is_grad_enabled():
+                return func(*args, **kwargs)  # a buffer that takes note of an activation
             return self._write(func, name, args, kwargs)
         rule = RULES.get(func) or RULES.get(name)
         rule = rule if rule and rule.when(args, kwargs) else None

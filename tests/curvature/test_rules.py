@@ -197,6 +197,38 @@ def test_writing_into_a_view_is_refused_by_name():
         expand(assignment, lambda o: o.sum(1), [x], backend="tape").curvature((d,))
 
 
+def test_a_buffer_may_take_note_of_an_activation():
+    """A running mean written under no_grad is written once and for real; it is a constant of the model."""
+    x, d = point()
+    mean = torch.zeros(4, dtype=torch.float64)
+
+    def closure():
+        y = x * x
+        with torch.no_grad():
+            mean.add_(y.mean(0))
+        return y - mean
+
+    model = expand(closure, lambda o: o.square().sum(1), [x])
+    torch.testing.assert_close(mean, (x.detach() ** 2).mean(0))
+    expected = (8 * x.detach() ** 2 * d * d + 4 * (x.detach() ** 2 - mean) * d * d).sum(1)
+    torch.testing.assert_close(model.curvature((d,)), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_sum_that_starts_from_zeros():
+    x, d = point()
+
+    def closure():
+        total = torch.zeros(4, 4, dtype=torch.float64)
+        for power in (1, 2, 3):
+            total += x**power
+        return total
+
+    expected = ((2 + 6 * x.detach()) * d * d).sum(1)
+    torch.testing.assert_close(
+        expand(closure, lambda o: o.sum(1), [x]).curvature((d,)), expected, rtol=1e-10, atol=1e-10
+    )
+
+
 def test_attention_with_dropout_keeps_its_mask():
     x, d = point()
     q = x.detach().view(1, 4, 4)

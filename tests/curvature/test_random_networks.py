@@ -1,0 +1,79 @@
+"""Property: on random networks drawn from the supported operations, the tape equals double reverse mode to rounding."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from reprolib.curvature import expand
+from reprolib.curvature.tree import inner
+
+N = 4  # all values are (6, 4): a batch of six
+
+# layer(x, weight (4, 4), bias (4,)) -> (6, 4)
+LAYERS = {
+    "linear": lambda x, w, b: F.linear(x, w, b),
+    "matmul": lambda x, w, b: x @ w + b,
+    "shared": lambda x, w, b: F.linear(torch.tanh(F.linear(x, w)), w.T, b),
+    "residual": lambda x, w, b: x + torch.tanh(F.linear(x, w, b)),
+    "gate": lambda x, w, b: torch.sigmoid(F.linear(x, w)) * (x + b),
+    "layer norm": lambda x, w, b: F.layer_norm(x, (N,), w[0], b),
+    "batch norm": lambda x, w, b: F.batch_norm(x, None, None, w[0], b, training=True),
+    "rms norm": lambda x, w, b: F.rms_norm(x, (N,), w[0] + b),
+    "group norm": lambda x, w, b: F.group_norm(x, 2, w[0], b),
+    "conv": lambda x, w, b: F.conv1d(x[:, None], w[:1, None, :3].expand(1, 1, 3), b[:1], padding=1)[:, 0],
+    "attention": lambda x, w, b: F.scaled_dot_product_attention(*(F.linear(x, w, b).view(6, 1, 2, 2),) * 3).reshape(
+        6, N
+    ),
+    "softmax": lambda x, w, b: F.softmax(F.linear(x, w, b), 1) @ w,
+    "quotient": lambda x, w, b: F.linear(x, w) / (1 + b.square()),
+    "pool": lambda x, w, b: F.avg_pool1d(F.linear(x, w, b)[:, None], 3, stride=1, padding=1)[:, 0],
+    "concatenation": lambda x, w, b: F.linear(torch.cat([x, torch.sin(x)], 1), torch.cat([w, w.T], 1), b),
+    "dropout": lambda x, w, b: F.dropout(F.linear(x, w, b), 0.3),
+    "variance, no rule": lambda x, w, b: F.linear(x, w, b) * x.var(1, keepdim=True),
+}
+ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "softplus": lambda x: F.softplus(x, beta=5), "gelu": F.gelu,
+               "silu": F.silu, "elu": F.elu, "relu": F.relu, "none": lambda x: x}  # fmt: skip
+TARGET = torch.tensor([0, 1, 2, 3, 0, 1])
+LOSSES = {
+    "cross-entropy": lambda o: F.cross_entropy(o, TARGET, reduction="none", label_smoothing=0.1),
+    "squared error": lambda o: F.mse_loss(o, torch.ones_like(o), reduction="none"),
+    "logistic": lambda o: F.binary_cross_entropy_with_logits(o, torch.full_like(o, 0.3), reduction="none"),
+    "squared hinge": lambda o: F.relu(1 - o).square().sum(1),
+}
+
+
+@given(
+    layers=st.lists(
+        st.tuples(st.sampled_from(sorted(LAYERS)), st.sampled_from(sorted(ACTIVATIONS))), min_size=1, max_size=5
+    ),
+    loss=st.sampled_from(sorted(LOSSES)),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    seed=st.integers(0, 2**16),
+)
+def test_the_tape_is_double_reverse_mode(layers, loss, scale, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(6, N, generator=g, dtype=torch.float64)
+    params = [torch.randn(*shape, generator=g, dtype=torch.float64) / 2 for _ in layers for shape in ((N, N), (N,))]
+    for p in params:
+        p.requires_grad_()
+    d = tuple(scale * torch.randn(p.shape, generator=g, dtype=torch.float64) for p in params)
+
+    def closure() -> Tensor:
+        y = x
+        for i, (layer, activation) in enumerate(layers):
+            y = ACTIVATIONS[activation](LAYERS[layer](y, params[2 * i], params[2 * i + 1]))
+        return y
+
+    torch.manual_seed(seed)
+    model = expand(closure, LOSSES[loss], params, retain=True)
+    curvature = model.curvature(d)
+    expected = inner(model.product(d), d)  # double reverse mode through a pass of its own
+    size = curvature.abs().max() + abs(expected)
+    torch.testing.assert_close(curvature.mean() / size, expected / size, rtol=0, atol=1e-10)
+    torch.manual_seed(seed)
+    reference = expand(closure, LOSSES[loss], params, backend="autodiff").curvature(d)
+    torch.testing.assert_close(curvature / size, reference / size, rtol=0, atol=1e-10)
