@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from reprolib.errors import RecordError
@@ -66,3 +68,32 @@ def _all():
     for path in sorted(folder().glob("*.json")):
         name, _, scale = path.stem.rpartition(".")
         yield Record.load(name, scale)
+
+
+@click.group()
+def bench() -> None:
+    """Measure what things cost, as ratios within one process."""
+
+
+@bench.command("curvature")
+@click.option("--network", "names", multiple=True, help="lenet, mlp, vgg11, vgg11-bn, resnet18, vit; default all")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", default=1, show_default=True)
+@click.option("--rounds", default=7, show_default=True, help="the median over so many interleaved rounds is shown")
+@click.option("--write", type=click.Path(path_type=Path), help="also write the rows with their provenance, as JSON")
+def curvature(names: tuple[str, ...], device: str, threads: int, rounds: int, write: Path | None) -> None:
+    """Time and peak memory of curvature, in gradients of the same network and batch."""
+    import torch
+
+    from reprolib.lab.bench import NETWORKS, measure, record
+
+    torch.set_num_threads(threads)
+    rows = []
+    for name in names or NETWORKS:
+        for row in measure(name, device=device, rounds=rounds):
+            rows.append(row)
+            click.echo(
+                f"{name:9} {row['quantity']:46} time {row['time']:5.2f} (±{row['spread'] / 2:.2f})  memory {row['memory']:5.2f}"
+            )
+    if write:
+        record(rows, device, write)

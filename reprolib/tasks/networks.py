@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def initialised(net: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -60,3 +60,102 @@ def autoencoder(pixels: int = 784, hidden: Sequence[int] = (1000, 500, 250, 30))
     """The deep autoencoder of Hinton & Salakhutdinov (2006) and its mirror image, ELU inside, linear code and output."""
     sizes = [pixels, *hidden, *reversed(hidden[:-1]), pixels]
     return dense(sizes, nn.ELU, linear_after=[len(hidden) - 1])
+
+
+def vgg11(classes: int = 10, width: float = 1.0, *, batch_norm: bool = False) -> nn.Module:
+    """VGG11 for 32×32 images (Simonyan & Zisserman, 2015) with softplus(β = 5), max pooling and one affine layer on top.
+
+    ``width`` scales the channels; the paper of RED states neither head nor batch-norm.
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for wide in (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0):  # 0: pool
+        if wide == 0:
+            layers.append(nn.MaxPool2d(2))
+            continue
+        out = int(wide * width)
+        layers += [nn.Conv2d(channels, out, 3, padding=1)] + [nn.BatchNorm2d(out)] * batch_norm + [nn.Softplus(beta=5)]
+        channels = out
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, classes))
+
+
+class ResidualBlock(nn.Module):
+    """x ↦ relu(conv-norm(relu(conv-norm(x))) + shortcut(x)) (He et al., 2016)."""
+
+    def __init__(self, channels: int, out: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(),
+            nn.Conv2d(out, out, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(out),
+        )
+        same = stride == 1 and channels == out
+        projection = [] if same else [nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)]
+        self.shortcut = nn.Sequential(*projection)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, out, H/stride, W/stride)."""
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def resnet18(classes: int = 10, width: int = 64) -> nn.Module:
+    """ResNet-18 for 32×32 images (He et al., 2016): 3×3 stem, no first pooling, batch-norm, ReLU."""
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    channels = width
+    for factor, stride in ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1), (8, 2), (8, 1)):
+        layers.append(ResidualBlock(channels, factor * width, stride))
+        channels = factor * width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+class TransformerBlock(nn.Module):
+    """x ↦ y + mlp(norm(y)), y = x + attention(norm(x)), with GELU (Vaswani et al., 2017; pre-norm)."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool = False):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, width) -> (B, T, width)."""
+        b, t, width = x.shape
+        q, k, v = (
+            self.qkv(self.norm1(x)).view(b, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        x = x + self.out(y.transpose(1, 2).reshape(b, t, width))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """A small vision transformer for 32×32 images (Dosovitskiy et al., 2021): patches, position, blocks, mean over tokens."""
+
+    def __init__(self, classes: int = 10, width: int = 192, heads: int = 3, depth: int = 6, patch: int = 4):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.position = nn.Parameter(torch.zeros(1, (32 // patch) ** 2, width))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, 32, 32) -> (B, classes)."""
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.position
+        return self.head(self.norm(self.blocks(x)).mean(1))
+
+
+class LanguageModel(nn.Module):
+    """A small GPT: token and position embeddings, causal blocks, one affine layer on top (Radford et al., 2018)."""
+
+    def __init__(self, tokens: int = 64, width: int = 64, heads: int = 4, depth: int = 2, length: int = 32):
+        super().__init__()
+        self.token, self.position = nn.Embedding(tokens, width), nn.Parameter(torch.zeros(length, width))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, causal=True) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, tokens)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Token numbers (B, T) -> logits of the next token (B, T, tokens)."""
+        return self.head(self.norm(self.blocks(self.token(x) + self.position[: x.shape[1]])))
