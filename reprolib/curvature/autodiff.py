@@ -1,7 +1,7 @@
 """Backend ``autodiff``: every derivative by PyTorch's own forward and reverse modes.
 
 The reference backend: short, general, exact, and three to five gradients dear. Each function takes a
-:class:`~reprolib.curvature.model.Losses` (the network as a function of its parameters, repeatable) and directions.
+:class:`~reprolib.curvature.model.Network` (the network as a function of its parameters, repeatable) and directions.
 """
 
 from __future__ import annotations

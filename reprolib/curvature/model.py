@@ -89,11 +89,12 @@ def expand(
 ) -> LocalModel:
     """Expand J(θ) = (1/B) Σ_s ℓ(f(x_s; θ), y_s) around the present parameters.
 
-    Runs ``closure`` once, as an ordinary training step would (batch-norm statistics advance, dropout draws); the
-    returned model runs it again, without further effects, as its questions need.
+    Runs ``closure`` once, as an ordinary training step would (batch-norm statistics advance, dropout draws). Where an
+    answer needs the network again, it is run without further effects.
 
     Args:
-        closure: () -> outputs (B, ...). It may be run several times and must be repeatable.
+        closure: () -> outputs (B, ...). With ``tape`` it is run once, but again for ``product`` of the Hessian and for
+            ``summary``; with ``autodiff`` for every answer. Then it must be repeatable.
         loss: outputs -> per-sample losses (B,); (B, T, ...) is averaged over the later axes. ``None``: the closure
             itself returns the losses (then nothing that needs the outputs can be answered, so no GGN).
         params: θ, distinct floating-point leaves that require grad. A parameter the network does not use counts as zero.
