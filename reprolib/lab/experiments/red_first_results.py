@@ -55,8 +55,8 @@ AUTOENCODER: dict[str, Any] = {"decays": (0.99, 0.995, 1.0), "paper_epochs": 500
 SIZES: dict[str, tuple[list[Column], tuple[int, ...]]] = {
     "smoke": (
         [
-            Column("digits-classifier", 10, 256, held_out=144, **CLASSIFIER),
-            Column("digits-autoencoder", 10, 256, held_out=144, **AUTOENCODER),
+            Column("digits-classifier", 6, 256, held_out=144, **CLASSIFIER),
+            Column("digits-autoencoder", 6, 256, held_out=144, **AUTOENCODER),
         ],
         (0, 1, 2),
     ),
