@@ -184,7 +184,7 @@ def test_the_protocol_of_the_first_experiment():
         for r in runs:
             o = dict(r.options)
             loss = abs(math.log10(o["lr"]) - math.log10(0.5)) + (1 - o["decay"]) if o["lr"] <= 5 else math.nan
-            table = pd.DataFrame({"loss": [loss], "test_loss": [1.0 if o["lr"] == 0.1 else 2.0]})
+            table = pd.DataFrame({"loss": [loss], "test_loss": [1.0 if o["lr"] == 0.1 else 2.0], "seconds": [1.0]})
             out.append(type("H", (), {"final": table.iloc[0].to_dict(), "diverged": o["lr"] > 5})())
         return out
 
@@ -193,6 +193,7 @@ def test_the_protocol_of_the_first_experiment():
     assert result["by_validation"]["lr"] == pytest.approx(0.1)
     assert sum(row["train_loss"] is None for row in result["first_round"]) == 2
     assert asked == [14, 16]
+    assert result["seconds"] == 30
 
 
 def test_verdicts():

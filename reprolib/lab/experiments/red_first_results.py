@@ -88,7 +88,9 @@ def conduct(scale: str, execute: Execute) -> Record:
             result = tune(column, baseline, execute, halving=scale != "paper")
             tuning.append(result)
             histories += execute(column.runs(baseline, seeds, result["chosen"]))
-    return Record.of(NAME, scale, histories, {"tuning": tuning, "tuning_seed": TUNING_SEED})
+    minutes = sum(result["seconds"] for result in tuning) / 60
+    notes = {"tuning": tuning, "tuning_seed": TUNING_SEED, "tuning_minutes": round(minutes, 2)}
+    return Record.of(NAME, scale, histories, notes)
 
 
 def tune(column: Column, baseline: str, execute: Execute, *, halving: bool) -> dict[str, Any]:
@@ -114,6 +116,7 @@ def tune(column: Column, baseline: str, execute: Execute, *, halving: bool) -> d
                 "epochs": stop_after,
                 "train_loss": _finite(history.final["loss"], history),
                 "validation_loss": _finite(history.final["test_loss"], history),
+                "seconds": round(history.final["seconds"], 2),
             }
             for (lr, d), history in zip(pairs, execute(runs), strict=True)
         ]
@@ -131,6 +134,7 @@ def tune(column: Column, baseline: str, execute: Execute, *, halving: bool) -> d
         "chosen": {"lr": best["lr"], "decay": column.decay(best["d"])},
         "d": best["d"],
         "by_validation": {"lr": other["lr"], "decay": column.decay(other["d"])},
+        "seconds": sum(row["seconds"] for row in [*first, *grid]),
         "first_round": first,
         "grid": grid,
     }
