@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -13,7 +14,14 @@ from torch import Tensor
 from reprolib.curvature import autodiff, tape
 from reprolib.curvature.replay import Repeat
 from reprolib.curvature.tree import Tensors, inner, like
-from reprolib.errors import InvalidInput, ModelConsumed, NotRepeatable, UnknownName, UntrackedOperation
+from reprolib.errors import (
+    InvalidInput,
+    ModelConsumed,
+    NotRepeatable,
+    UnknownName,
+    UnsupportedOperation,
+    UntrackedOperation,
+)
 
 BACKENDS: dict[str, ModuleType] = {"autodiff": autodiff, "tape": tape}
 OPERATORS = ("hessian", "ggn")
@@ -116,7 +124,7 @@ def expand(
         )
     params = _checked(params)
     net = Network(closure, loss, params)
-    with torch.enable_grad():
+    with torch.enable_grad(), _one_replica():
         outputs, losses = BACKENDS[backend].run(net)
     if not losses.requires_grad:
         raise InvalidInput("the losses depend on none of the parameters: is something detached, or under no_grad?")
@@ -329,6 +337,24 @@ class LocalModel:
                 f"the loss changes by {float(found):.6g} along d, but ⟨gradient, d⟩ = {float(expected):.6g}: part of the "
                 "network is invisible here (a scripted module, a custom autograd function, parameters used through .data)"
             )
+
+
+@contextmanager
+def _one_replica() -> Iterator[None]:
+    """Refuse wrappers that reduce gradients between replicas by hooks of their own, which curvature never passes."""
+
+    def refuse(module: torch.nn.Module, _: Any) -> None:
+        if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            raise UnsupportedOperation(
+                f"the closure calls a {type(module).__name__}: its replicas would not share their curvature; "
+                "call the wrapped network (.module)"
+            )
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _checked(params: Sequence[Tensor]) -> tuple[Tensor, ...]:

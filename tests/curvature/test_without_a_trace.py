@@ -196,6 +196,14 @@ def test_an_operation_without_a_rule_is_named(backend):
         expand(closure, c.loss, c.params, backend=backend).curvature(c.d)
 
 
+def test_replicated_networks_are_refused():
+    c = case("mlp")
+    wrapped = nn.DataParallel(c.net)
+    with pytest.raises(UnsupportedOperation, match=r"DataParallel.*\.module"):
+        expand(lambda: wrapped(c.x), c.loss, c.params)
+    assert expand(lambda: wrapped.module(c.x), c.loss, c.params).curvature(c.d).shape == (6,)
+
+
 def test_a_closure_that_changes_is_noticed():
     c, count = case("mlp"), []
 
