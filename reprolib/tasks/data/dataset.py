@@ -106,31 +106,32 @@ def _split(which: Entry, files: tuple[File, ...], part: int, folder: Path) -> Sp
 
 
 def _digits(which: Entry) -> Dataset:
-    """scikit-learn's 1797 digits; sample i is a test sample if SHA-256("reprolib digits i") is among the 360 smallest.
-
-    A hash and not a random generator, whose stream may change between versions. Within each part the order is the
-    published one.
-    """
-    x, y = (torch.from_numpy(a.copy()) for a in _scikit_digits())
+    """scikit-learn's 1797 digits; within each part the order is the published one."""
+    x, y, is_test = (torch.from_numpy(a.copy()) for a in _scikit_digits(which.sizes[1]))
     expected = (sum(which.sizes), *which.shape)
     if tuple(x.shape) != expected:
         raise DataError(f"scikit-learn's digits have shape {tuple(x.shape)} instead of {expected}")
-    order = sorted(range(len(x)), key=lambda i: hashlib.sha256(f"reprolib digits {i}".encode()).digest())
-    is_test = torch.zeros(len(x), dtype=torch.bool)
-    is_test[order[: which.sizes[1]]] = True
     train, test = Split(x[~is_test], y[~is_test]), Split(x[is_test], y[is_test])
     return Dataset(which.name, train, test, which.classes, which.scale)
 
 
 @functools.cache
-def _scikit_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 1, 8, 8) and labels (n,), parsed once: it takes longer than many a run on them."""
+def _scikit_digits(tests: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images (n, 1, 8, 8), labels (n,), and which are test samples (n,): read once, it takes longer than many a run.
+
+    Sample i is a test sample if SHA-256("reprolib digits i") is among the ``tests`` smallest: a hash and not a random
+    generator, whose stream may change between versions.
+    """
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise DataError("digits comes with scikit-learn, which is not installed: pip install scikit-learn") from error
     bunch = load_digits()
-    return bunch.images.astype(np.uint8)[:, None], bunch.target.astype(np.int64)
+    x, y = bunch.images.astype(np.uint8)[:, None], bunch.target.astype(np.int64)
+    order = sorted(range(len(x)), key=lambda i: hashlib.sha256(f"reprolib digits {i}".encode()).digest())
+    is_test = np.zeros(len(x), dtype=bool)
+    is_test[order[:tests]] = True
+    return x, y, is_test
 
 
 def mean_std(data: Dataset | str) -> tuple[tuple[float, ...], tuple[float, ...]]:
