@@ -55,8 +55,8 @@ AUTOENCODER: dict[str, Any] = {"decays": (0.99, 0.995, 1.0), "paper_epochs": 500
 SIZES: dict[str, tuple[list[Column], tuple[int, ...]]] = {
     "smoke": (
         [
-            Column("digits-classifier", 6, 256, held_out=144, **CLASSIFIER),
-            Column("digits-autoencoder", 6, 256, held_out=144, **AUTOENCODER),
+            Column("digits-classifier", 5, 256, held_out=144, **(CLASSIFIER | {"decays": (0.98, 1.0)})),
+            Column("digits-autoencoder", 5, 256, held_out=144, **(AUTOENCODER | {"decays": (0.99, 1.0)})),
         ],
         (0, 1, 2),
     ),
