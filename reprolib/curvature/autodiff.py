@@ -25,6 +25,12 @@ def run(net: Network) -> tuple[Tensor, Tensor]:
     return net.run()
 
 
+def gradient(net: Network, losses: Tensor, retain_graph: bool) -> tuple[Tensor, ...]:
+    """∇J of the ordinary pass."""
+    weights = torch.full_like(losses, 1 / losses.numel())
+    return torch.autograd.grad(losses, net.params, weights, retain_graph=retain_graph, materialize_grads=True)
+
+
 def jvp(net: Network, d: Tensors) -> Tensor:
     """A d, the tangent of the outputs (B, ...) along d: one pass in forward mode."""
     with torch.enable_grad():  # under no_grad some forward rules (silu's) are not found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -25,6 +26,30 @@ from reprolib.errors import (
 
 BACKENDS: dict[str, ModuleType] = {"autodiff": autodiff, "tape": tape}
 OPERATORS = ("hessian", "ggn")
+CHOICES = {"products": ("plain", "shared"), "memory": ("store", "recompute"), "batch_norm": ("exact", "by-index")}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What :func:`expand` was asked for, beyond the function itself."""
+
+    curvature: str
+    backend: str
+    products: str
+    memory: str
+    batch_norm: str
+    retain: bool
+
+    def __post_init__(self):
+        if self.curvature not in OPERATORS:
+            raise UnknownName.among("curvature", self.curvature, OPERATORS)
+        if self.backend not in BACKENDS:
+            raise UnknownName.among("backend", self.backend, BACKENDS)
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UnknownName.among(name, getattr(self, name), choices)
+            if getattr(self, name) != choices[0] and self.backend != "tape":
+                raise InvalidInput(f"{name} is an option of the tape, not of backend {self.backend!r}")
 
 
 class Summary(NamedTuple):
@@ -38,11 +63,47 @@ class Summary(NamedTuple):
 class Network:
     """The user's closure and loss as functions of the parameters that can be called again at other values."""
 
-    def __init__(self, closure: Callable[[], Tensor], loss: Callable[[Tensor], Tensor] | None, params: Tensors):
+    def __init__(
+        self,
+        closure: Callable[[], Tensor],
+        loss: Callable[[Tensor], Tensor] | None,
+        params: Tensors,
+        options: Options | None = None,
+    ):
         self.closure, self.loss, self.params = closure, loss, tuple(params)
+        self.options = options or Options("hessian", "autodiff", "plain", "store", "exact", True)
         self._repeat = Repeat(params)  # before the first pass: it keeps the random state
         self.at = tuple(p.detach() for p in params)
         self.recording: Any = None  # what the backend keeps of the ordinary pass
+
+        self.graph: tuple[Tensor, Tensor] | None = None  # outputs and losses of it, with autograd's graph
+        self._gradient: tuple[Tensor, ...] | None = None
+
+    @property
+    def backend(self) -> ModuleType:
+        """The module that computes derivatives."""
+        return BACKENDS[self.options.backend]
+
+    def gradient(self) -> tuple[Tensor, ...]:
+        """∇J. Where nothing else can be asked of the graph, taking the gradient frees it."""
+        if self._gradient is None:
+            assert self.graph is not None
+            outputs, losses = self.graph
+            keep = self.options.retain or self.options.curvature == "ggn"
+            self._gradient = self.backend.gradient(self, losses, keep)
+            if not keep:
+                self.graph = None
+        return self._gradient
+
+    def pull_back(self, w: Tensor) -> tuple[Tensor, ...]:
+        """Aᵀ w, by the graph of the ordinary pass, or one of another pass if that is gone."""
+        if self.graph is not None:
+            outputs, at = self.graph[0], self.params
+        else:
+            at = tuple(p.detach().requires_grad_() for p in self.at)
+            with torch.enable_grad():
+                outputs = self.outputs(*at)
+        return torch.autograd.grad(outputs, at, w, retain_graph=True, materialize_grads=True)
 
     def run(self) -> tuple[Tensor, Tensor]:
         """The ordinary pass: outputs (B, ...) and per-sample losses (B,)."""
@@ -92,6 +153,9 @@ def expand(
     curvature: str = "hessian",
     backend: str = "tape",
     *,
+    products: str = "plain",
+    memory: str = "store",
+    batch_norm: str = "exact",
     retain: bool = False,
     check: bool = True,
 ) -> LocalModel:
@@ -108,27 +172,31 @@ def expand(
         params: θ, distinct floating-point leaves that require grad. A parameter the network does not use counts as zero.
         curvature: ``"hessian"``, C = ∇²J, or ``"ggn"``, C = AᵀΛA with A = ∂outputs/∂θ and Λ = ∂²J/∂outputs².
         backend: how derivatives are computed: ``"tape"`` (one recorded pass) or ``"autodiff"`` (PyTorch's own modes).
+        products: of the tape's layers: ``"plain"``, or ``"shared"``, a sixth faster for a fifth more memory
+            (:func:`~reprolib.curvature.rules.shared_products`).
+        memory: of the tape: ``"store"``, or ``"recompute"``, about the memory of a gradient for a sixth more time
+            (``recompute.py``). Neither changes the answer.
+        batch_norm: what a sample's own curvature is where batch-norm in training mode mixes samples (E-red-9):
+            ``"exact"``, dᵀ∇²J_s d, or ``"by-index"``, the split of Algorithm 2, what arises at the sample's place in the
+            batch. Their means agree; the latter is cheaper.
         retain: keep what the first pass stored after the first directional answer (see :class:`LocalModel`).
         check: compare each answer's tangent of the mean loss with ⟨∇J, d⟩ (one synchronisation with the device).
 
     Raises:
         InvalidInput, UnknownName: arguments that cannot be used.
     """
-    if curvature not in OPERATORS:
-        raise UnknownName.among("curvature", curvature, OPERATORS)
-    if backend not in BACKENDS:
-        raise UnknownName.among("backend", backend, BACKENDS)
+    options = Options(curvature, backend, products, memory, batch_norm, retain)
     if curvature == "ggn" and loss is None:
         raise InvalidInput(
             "the GGN needs the outputs and the loss apart: pass the closure that returns the outputs, and loss"
         )
     params = _checked(params)
-    net = Network(closure, loss, params)
+    net = Network(closure, loss, params, options)
     with torch.enable_grad(), _one_replica():
-        outputs, losses = BACKENDS[backend].run(net)
+        net.graph = outputs, losses = net.backend.run(net)
     if not losses.requires_grad:
         raise InvalidInput("the losses depend on none of the parameters: is something detached, or under no_grad?")
-    return LocalModel(net, params, outputs, losses, curvature, BACKENDS[backend], retain, check)
+    return LocalModel(net, outputs, losses, check)
 
 
 class LocalModel:
@@ -141,23 +209,12 @@ class LocalModel:
     read before stays.
     """
 
-    def __init__(
-        self,
-        net: Network,
-        params: tuple[Tensor, ...],
-        outputs: Tensor,
-        losses: Tensor,
-        curvature: str,
-        backend: ModuleType,
-        retain: bool,
-        check: bool,
-    ):
+    def __init__(self, net: Network, outputs: Tensor, losses: Tensor, check: bool):
         self.losses: Tensor = losses.detach()  # (B,)
         self.loss: Tensor = self.losses.mean()  # ()
-        self.operator = curvature
-        self._params, self._backend, self._retain, self._check = params, backend, retain, check
+        self.operator = net.options.curvature
+        self._params, self._backend, self._retain, self._check = net.params, net.backend, net.options.retain, check
         self._net: Network | None = net
-        self._graph: tuple[Tensor, Tensor] | None = (outputs, losses)
         self._outputs = None if net.loss is None else outputs.detach()
         self._losses_of = net.losses_of
         self._gradient: tuple[Tensor, ...] | None = None
@@ -175,11 +232,7 @@ class LocalModel:
     def gradient(self) -> tuple[Tensor, ...]:
         """∇J, a tuple like ``params``."""
         if self._gradient is None:
-            _, losses = self._kept()
-            weights = torch.full_like(losses, 1 / losses.numel())
-            self._gradient = torch.autograd.grad(
-                losses, self._params, weights, retain_graph=True, materialize_grads=True
-            )
+            self._gradient = self._kept().gradient()
         return self._gradient
 
     @property
@@ -211,7 +264,7 @@ class LocalModel:
         """
         d = like(d, self._params)
         e = d if e is None else like(e, self._params, "e")
-        net = self._repeatable()
+        net = self._kept()
         if self.operator == "hessian":
             losses, slopes, answer = self._backend.second(net, d, e)
             self._verify(d, slopes, losses)
@@ -228,11 +281,11 @@ class LocalModel:
         """C d, a tuple like ``params``: ∇²J d, or AᵀΛA d."""
         d = like(d, self._params)
         if self.operator == "hessian":
-            gradient, answer = self._backend.hvp(self._repeatable(), d)
+            gradient, answer = self._backend.hvp(self._kept(), d)
             if self._check:
                 self._verify(d, inner(gradient, d))
         else:
-            answer = self._pull_back(self.loss_hvp(self._tangent(d)))
+            answer = self._kept().pull_back(self.loss_hvp(self._tangent(d)))
         self._answered()
         return answer
 
@@ -246,7 +299,7 @@ class LocalModel:
         """Aᵀ w, a tuple like ``params``, for w shaped like the outputs."""
         if w.shape != self.outputs.shape:
             raise InvalidInput(f"vjp: w is {tuple(w.shape)}, the outputs are {tuple(self.outputs.shape)}")
-        answer = self._pull_back(w)
+        answer = self._kept().pull_back(w)
         self._answered()
         return answer
 
@@ -263,7 +316,7 @@ class LocalModel:
         flat = [i for g in groups for i in g]
         if not groups or not all(groups) or len(set(flat)) < len(flat) or not set(flat) <= set(range(len(d))):
             raise InvalidInput(f"groups {groups}: give non-empty, disjoint lists of positions in 0…{len(d) - 1}")
-        net = self._repeatable()
+        net = self._kept()
         if self.operator == "ggn":
             if third:
                 raise InvalidInput("the GGN has no third derivatives: call summary(..., third=False)")
@@ -277,21 +330,16 @@ class LocalModel:
 
     def close(self) -> None:
         """Free what the pass stored; values already read stay."""
-        self._net = self._graph = None
+        self._net = None
 
     # ---- inside
 
-    def _kept(self) -> tuple[Tensor, Tensor]:
-        if self._graph is None:
+    def _kept(self) -> Network:
+        if self._net is None:
             raise ModelConsumed(
                 "this local model was freed by its first directional answer: read gradient before it, or keep the model "
                 "with expand(..., retain=True)"
             )
-        return self._graph
-
-    def _repeatable(self) -> Network:
-        self._kept()
-        assert self._net is not None
         return self._net
 
     def _answered(self) -> None:
@@ -299,18 +347,15 @@ class LocalModel:
             self.close()
 
     def _tangent(self, d: Tensors) -> Tensor:
-        net = self._repeatable()
+        net = self._kept()
         tangent = self._backend.jvp(net, d) if self._outputs is not None else self.outputs
         if self._check:
             self._verify(d, torch.sum(self.loss_gradient * tangent))
         return tangent
 
-    def _pull_back(self, w: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(self._kept()[0], self._params, w, retain_graph=True, materialize_grads=True)
-
     def _ggn_summary(self, d: Tensors, groups: Sequence[Sequence[int]]) -> Summary:
         blocks = [tuple(x if i in g else torch.zeros_like(x) for i, x in enumerate(d)) for g in groups]
-        tangents = [self._backend.jvp(self._repeatable(), block) for block in blocks]
+        tangents = [self._backend.jvp(self._kept(), block) for block in blocks]
         curved = torch.stack([self.loss_hvp(t) for t in tangents]).flatten(1)
         stacked = torch.stack(tangents).flatten(1)
         gradient = stacked @ self.loss_gradient.flatten()

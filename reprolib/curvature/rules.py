@@ -5,6 +5,9 @@ what the tape kept for it (``reads``: argument names, "y" for the output) and ge
 what does not depend on the parameters is ``None``. Rules are linear in ẋ in their first answer, so the same rule carries
 the second derivative ẍ when it is asked without curvature (``curved=False``).
 
+A rule also says where the samples are (``samples``, see ``samples.py``), whether it is a matrix product, before which second
+derivatives are better paid than carried, and, where the recorded call cannot simply be run again, how (``again``).
+
 The formulas are those of Table 1 of the RED paper with its errata (METHODS E-red-3, E-red-4), and what it leaves out.
 """
 
@@ -19,8 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reprolib.curvature import samples
+from reprolib.curvature.samples import Place
+from reprolib.errors import UnsupportedOperation
+
 if TYPE_CHECKING:
-    from reprolib.curvature.tape import Node
+    from reprolib.curvature.recorder import Node
 
 Tangents = Callable[[Any], Any]  # an argument of the node -> its tangent(s), None where nothing moves
 Answer = tuple[Any, Any]  # (ẏ, s)
@@ -40,6 +47,34 @@ class Rule:
     run: Callable[..., tuple[Any, dict[str, Any]]] | None = None
     many: bool = False
     when: Callable[[tuple, dict], bool] = lambda args, kwargs: True  # else the operation has no rule in this form
+    carry: Callable[[Node, Tangents, Tangents], Answer] | None = None  # (node, ẋ, ẍ) -> (ẏ, ÿ) at less than twice apply
+    derivatives: Callable[[Node], tuple[Any, Any]] | None = None  # of an elementwise function of its first argument
+    samples: Place = samples.nowhere
+    by_index: Place | None = None  # the same if what arises at a sample is called its own although samples are mixed
+    product: bool = False  # a matrix product
+    factors: tuple[str, ...] = ()  # what it is the product of, if it can share products
+    again: Callable[[Node, tuple, dict], Any] | None = None
+
+    def name(self, keyword: str) -> str:
+        """The name of an argument that was given by keyword (``torch.mul(x, other=y)``)."""
+        if self.many or keyword in self.names or keyword not in _POSITION:
+            return keyword
+        return self.names[_POSITION[keyword]]
+
+    def advance(self, node: Node, t: Tangents, u: Tangents | None) -> Answer:
+        """(ẏ, ÿ) from ẋ and ẍ; without ``u`` only ẏ."""
+        if u is None or not any(u(v) is not None for v in node.inputs()):
+            return self.apply(node, t, u is not None)
+        if self.carry:
+            return self.carry(node, t, u)
+        y, s = self.apply(node, t, True)
+        linear = self.apply(node, u, False)[0]
+        if isinstance(linear, list | tuple):
+            return y, linear  # several outputs: views, which bend nothing
+        return y, _sum(s, linear)
+
+
+_POSITION = {"self": 0, "input": 0, "other": 1, "mat2": 1, "vec": 1}
 
 
 RULES: dict[Any, Rule] = {}  # by function, or by name for methods and their functional forms
@@ -63,9 +98,32 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 # ---- linear layers: y = x * w + b, bilinear in (x, w), so D²F[ẋ, ẋ] = 2 ẋ * ẇ
 
 
+def shared_products(
+    product: Callable[..., Tensor], y: Tensor, x: Tensor, w: Tensor, dx: Tensor, dw: Tensor, *bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(ẏ, ẋ * ẇ) by two products instead of three, from y, which is known already.
+
+    (x + βẋ) * (w + βẇ) = x*w + β (x*ẇ + ẋ*w) + β² ẋ*ẇ. β is the power of two that makes both summands of each factor
+    equally long: ẋ and ẇ may be 10⁶ times larger or smaller than x and w, and then nothing would be left of them.
+    ``bias``: b and ḃ, if y contains b.
+    """
+    norm = torch.linalg.vector_norm
+    ratio = torch.log2(norm(x) * norm(w) / (norm(dx) * norm(dw)))
+    β = torch.exp2((ratio / 2).round().nan_to_num(0.0, 0.0, 0.0).clamp(-40, 40))
+    cross = product(dx, dw, None)
+    b, db = bias if bias else (None, None)
+    moved = None if b is None else b if db is None else torch.addcmul(b, db, β)
+    both = product(torch.addcmul(x, dx, β), torch.addcmul(w, dw, β), moved)
+    return torch.addcmul((both - y) / β, cross, β, value=-1), cross
+
+
 def _layer(node: Node, t: Tangents, curved: bool, product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Answer:
     x, w = node["input"], node["weight"]
     dx, dw, db = t(node.args["input"]), t(node.args["weight"]), t(node.args.get("bias"))
+    if curved and node.out[0].data is not None and dx is not None and dw is not None:
+        b = node["bias"]
+        y, cross = shared_products(product, node.y, x, w, dx, dw, b, db)
+        return y, 2 * cross
     y, s = None, None
     if dx is not None:
         y = product(dx, w, db)
@@ -81,12 +139,32 @@ def _layer(node: Node, t: Tangents, curved: bool, product: Callable[[Tensor, Ten
     return y, s
 
 
-@rule(F.linear, names="input weight bias", reads="input weight")
+@rule(
+    F.linear,
+    names="input weight bias",
+    reads="input weight bias",
+    samples=samples.trailing(1, "input"),
+    product=True,
+    factors=("input", "weight"),
+)
 def linear(node: Node, t: Tangents, curved: bool) -> Answer:
     return _layer(node, t, curved, F.linear)
 
 
-@rule(F.conv1d, F.conv2d, F.conv3d, names="input weight bias stride padding dilation groups", reads="input weight")
+def _convolution(dimensions: int) -> Callable:
+    return rule(
+        (F.conv1d, F.conv2d, F.conv3d)[dimensions - 1],
+        names="input weight bias stride padding dilation groups",
+        reads="input weight bias",
+        samples=samples.trailing(dimensions + 1, "input"),
+        product=True,
+        factors=("input", "weight"),
+    )
+
+
+@_convolution(1)
+@_convolution(2)
+@_convolution(3)
 def conv(node: Node, t: Tangents, curved: bool) -> Answer:
     options = {k: node.args[k] for k in ("stride", "padding", "dilation", "groups") if k in node.args}
     return _layer(node, t, curved, lambda x, w, b: node.func(x, w, b, **options))
@@ -100,26 +178,28 @@ def embedding(node: Node, t: Tangents, curved: bool) -> Answer:
 # ---- products and quotients
 
 
-def _bilinear(node: Node, t: Tangents, curved: bool, a: str, b: str, product: Callable[[Any, Any], Tensor]) -> Answer:
-    da, db = t(node.args[a]), t(node.args[b])
-    y = _sum(None if da is None else product(da, node[b]), None if db is None else product(node[a], db))
-    s = 2 * product(da, db) if curved and da is not None and db is not None else None
-    return y, s
+def _bilinear(node: Node, t: Tangents, curved: bool, product: Callable[[Any, Any], Tensor]) -> Answer:
+    a, b, da, db = node["a"], node["b"], t(node.args["a"]), t(node.args["b"])
+    both = da is not None and db is not None
+    if both and curved and node.out[0].data is not None:
+        y, cross = shared_products(lambda x, w, _: product(x, w), node.y, a, b, da, db)
+        return y, 2 * cross
+    y = _sum(None if da is None else product(da, b), None if db is None else product(a, db))
+    return y, 2 * product(da, db) if curved and both else None
 
 
-@rule("mul", "multiply", "__mul__", "__rmul__", names="a b", reads="a b")
+@rule("mul", "multiply", "__mul__", "__rmul__", names="a b", reads="a b", samples=samples.aligned)
 def mul(node: Node, t: Tangents, curved: bool) -> Answer:
-    return _bilinear(node, t, curved, "a", "b", torch.mul)
+    return _bilinear(node, t, curved, torch.mul)
 
 
-@rule("matmul", "__matmul__", "bmm", "mm", "mv", names="a b", reads="a b")
+_MATRICES: dict[str, Any] = {"reads": "a b", "samples": samples.product, "product": True, "factors": ("a", "b")}
+
+
+@rule("__rmatmul__", names="b a", **_MATRICES)
+@rule("matmul", "__matmul__", "bmm", "mm", "mv", names="a b", **_MATRICES)
 def matmul(node: Node, t: Tangents, curved: bool) -> Answer:
-    return _bilinear(node, t, curved, "a", "b", torch.matmul)
-
-
-@rule("__rmatmul__", names="b a", reads="a b")
-def rmatmul(node: Node, t: Tangents, curved: bool) -> Answer:
-    return _bilinear(node, t, curved, "a", "b", torch.matmul)
+    return _bilinear(node, t, curved, torch.matmul)
 
 
 def _quotient(node: Node, t: Tangents, curved: bool) -> Answer:
@@ -133,14 +213,10 @@ def _quotient(node: Node, t: Tangents, curved: bool) -> Answer:
     return y, -2 * y * db / b if curved else None
 
 
-rule("div", "divide", "true_divide", "__truediv__", "__div__", names="a b", reads="b y")(_quotient)
-rule("__rtruediv__", "__rdiv__", names="b a", reads="b y")(_quotient)
-
-
-@rule("square", names="x", reads="x")
-def square(node: Node, t: Tangents, curved: bool) -> Answer:
-    dx = t(node.args["x"])
-    return 2 * node["x"] * dx, 2 * dx * dx if curved else None
+rule("div", "divide", "true_divide", "__truediv__", "__div__", names="a b", reads="b y", samples=samples.aligned)(
+    _quotient
+)
+rule("__rtruediv__", "__rdiv__", names="b a", reads="b y", samples=samples.aligned)(_quotient)
 
 
 # ---- sums
@@ -159,39 +235,60 @@ def _sum_rule(sign: int) -> Callable:
     return apply
 
 
-rule("add", "__add__", "__radd__", names="a b")(_sum_rule(1))
-rule("sub", "subtract", "__sub__", names="a b")(_sum_rule(-1))
-rule("__rsub__", "rsub", names="b a")(_sum_rule(-1))
+rule("add", "__add__", "__radd__", names="a b", samples=samples.aligned)(_sum_rule(1))
+rule("sub", "subtract", "__sub__", names="a b", samples=samples.aligned)(_sum_rule(-1))
+rule("__rsub__", "rsub", names="b a", samples=samples.aligned)(_sum_rule(-1))
 
 
-# ---- elementwise functions: ẏ = f′ ẋ, s = f″ ẋ². Each gives (f′, f″ / f′ or f″ as is cheaper, read off x or y)
+# ---- elementwise functions: ẏ = f′ ẋ, ÿ = f′ ẍ + f″ ẋ². On large activations time is passes over memory, so f″ may be
+#      given as c ρ f′ (for tanh −2 y f′), and then f″ ẋ² = c (ρ ẏ) ẋ
 
 
 def elementwise(*ops: Any, names: str = "x", reads: str = "y", **options: Any) -> Callable:
-    """Register a function node -> (f′, f″) as an elementwise rule; f″ ``None`` where it is zero almost everywhere."""
+    """Register node -> (f′, f″) as an elementwise rule. f″ is a tensor, (c, ρ), or ``None``: zero almost everywhere."""
+    first = names.split()[0]
 
     def register(derivatives: Callable[[Node], tuple[Any, Any]]) -> Callable:
-        def apply(node: Node, t: Tangents, curved: bool) -> Answer:
-            dx = t(node.args[names.split()[0]])
+        def carry(node: Node, t: Tangents, u: Tangents | None, curved: bool = True) -> Answer:
+            dx, ddx = t(node.args[first]), u(node.args[first]) if u else None
             f1, f2 = derivatives(node)
-            return f1 * dx, f2 * dx * dx if curved and f2 is not None else None
+            y, s = f1 * dx, None if ddx is None else f1 * ddx
+            if not curved or f2 is None:
+                return y, s
+            s = dx.new_zeros(()) if s is None else s
+            if isinstance(f2, tuple):
+                return y, torch.addcmul(s, f2[1] * y, dx, value=f2[0])
+            return y, torch.addcmul(s, f2 * dx, dx)
 
-        rule(*ops, names=names, reads=reads, **options)(apply)
+        def apply(node: Node, t: Tangents, curved: bool) -> Answer:
+            return carry(node, t, None, curved)
+
+        kind = {"carry": carry, "derivatives": derivatives, "samples": samples.aligned}
+        rule(*ops, names=names, reads=reads, **kind, **options)(apply)
         return derivatives
 
     return register
 
 
+def _one_minus(x: Tensor, y: Tensor) -> Tensor:
+    """1 − x ∘ y in one pass."""
+    return torch.addcmul(x.new_ones(()), x, y, value=-1)
+
+
+@elementwise("square", reads="x")
+def square(node: Node):
+    return 2 * node["x"], 2
+
+
 @elementwise("tanh")
 def tanh(node: Node):
-    f1 = 1 - node.y * node.y
-    return f1, -2 * node.y * f1
+    return _one_minus(node.y, node.y), (-2, node.y)
 
 
 @elementwise("sigmoid")
 def sigmoid(node: Node):
-    f1 = node.y * (1 - node.y)
-    return f1, f1 * (1 - 2 * node.y)
+    rest = 1 - node.y
+    return node.y * rest, (1, rest - node.y)
 
 
 @elementwise("exp")
@@ -202,13 +299,13 @@ def exp(node: Node):
 @elementwise("log", reads="x")
 def log(node: Node):
     f1 = 1 / node["x"]
-    return f1, -f1 * f1
+    return f1, (-1, f1)
 
 
 @elementwise("log1p", reads="x")
 def log1p(node: Node):
     f1 = 1 / (1 + node["x"])
-    return f1, -f1 * f1
+    return f1, (-1, f1)
 
 
 @elementwise("sqrt")
@@ -242,8 +339,7 @@ def cos(node: Node):
 @elementwise("erf", reads="x")
 def erf(node: Node):
     x = node["x"]
-    f1 = 2 / math.sqrt(math.pi) * torch.exp(-x * x)
-    return f1, -2 * x * f1
+    return 2 / math.sqrt(math.pi) * torch.exp(-x * x), (-2, x)
 
 
 @elementwise("neg", "__neg__", "negative", reads="")
@@ -278,9 +374,8 @@ def absolute(node: Node):
 @elementwise(F.softplus, names="x beta threshold", reads="x")
 def softplus(node: Node):
     x, beta, threshold = node["x"], node.args.get("beta", 1.0), node.args.get("threshold", 20.0)
-    f1 = torch.sigmoid(beta * x)
-    linear = beta * x > threshold
-    return torch.where(linear, 1.0, f1), torch.where(linear, 0.0, beta * f1 * (1 - f1))
+    rest = torch.sigmoid(F.threshold(-beta * x, -threshold, -math.inf))  # 1 − σ(βx), 0 where PyTorch goes straight
+    return 1 - rest, (beta, rest)
 
 
 def _elu(y: Tensor, alpha: float, scale: float):
@@ -330,58 +425,22 @@ def _affine(node: Node, t: Tangents, curved: bool) -> Answer:
     return node.func(dx, *like, **kwargs), None
 
 
-for _name in [
-    "flatten",
-    "view",
-    "reshape",
-    "transpose",
-    "permute",
-    "contiguous",
-    "unsqueeze",
-    "squeeze",
-    "expand",
-    "expand_as",
-    "chunk",
-    "split",
-    "unbind",
-    "narrow",
-    "select",
-    "swapaxes",
-    "movedim",
-    "repeat",
-    "flip",
-    "roll",
-    "tril",
-    "triu",
-    "clone",
-    "to",
-    "float",
-    "double",
-    "cumsum",
-    "mean",
-    "sum",
-    "__getitem__",
-    "t",
-    "unflatten",
-    "view_as",
-    "T.__get__",
-    "mT.__get__",
-    "diagonal",
-    "index_select",
-    "gather",
-]:
-    RULES[_name] = Rule(_affine, (), frozenset(), many=True)
-for _func in (
-    F.avg_pool1d,
-    F.avg_pool2d,
-    F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d,
-    F.pad,
-    F.unfold,
-    F.fold,
-    F.interpolate,
-):
-    RULES[_func] = Rule(_affine, (), frozenset(), many=True)
+def _register(place: Place, *ops: Any) -> None:
+    for op in ops:
+        RULES[op] = Rule(_affine, (), frozenset(), many=True, samples=place)
+
+
+_register(samples.reshaped, "flatten", "view", "reshape", "contiguous", "unsqueeze", "squeeze", "unflatten", "view_as",
+          "clone", "to", "float", "double")  # fmt: skip
+_register(samples.viewed, "transpose", "permute", "swapaxes", "movedim", "t", "T.__get__", "mT.__get__", "chunk", "split",
+          "unbind", "narrow", "select", "__getitem__", "diagonal")  # fmt: skip
+_register(samples.aligned, "expand", "expand_as", "tril", "triu")
+_register(samples.along, "mean", "sum")
+_register(samples.nowhere, "repeat", "flip", "roll", "cumsum", "index_select", "gather")
+_register(samples.trailing(1), F.avg_pool1d, F.adaptive_avg_pool1d)
+_register(samples.trailing(2), F.avg_pool2d, F.adaptive_avg_pool2d)
+_register(samples.trailing(lambda node: len(node.args["args"][1]) // 2 if len(node.args["args"]) > 1 else 9), F.pad)
+_register(samples.channels, F.unfold, F.fold, F.interpolate)
 
 
 def _joined(node: Node, t: Tangents, curved: bool) -> Answer:
@@ -393,7 +452,7 @@ def _joined(node: Node, t: Tangents, curved: bool) -> Answer:
 
 
 for _name in ("cat", "stack", "concat", "concatenate"):
-    RULES[_name] = Rule(_joined, (), frozenset(), many=True)
+    RULES[_name] = Rule(_joined, (), frozenset(), many=True, samples=samples.joined)
 
 
 def _drop(func: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, dict[str, Any]]:
@@ -403,7 +462,8 @@ def _drop(func: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, dict[str, 
     return given["input"] * mask, {"mask": mask}
 
 
-@rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, names="input p training inplace", run=_drop)
+@rule(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, names="input p training inplace", run=_drop,
+      samples=samples.aligned, again=lambda node, args, kwargs: args[0] * node.args["mask"])  # fmt: skip
 def dropout(node: Node, t: Tangents, curved: bool) -> Answer:
     return t(node.args["input"]) * node.args["mask"], None
 
@@ -428,75 +488,105 @@ def max_pool(node: Node, t: Tangents, curved: bool) -> Answer:
 
 
 for _pooling in _WITH_INDICES:
-    rule(_pooling, names="input kernel_size stride padding dilation ceil_mode", run=_pool)(max_pool)
+    rule(
+        _pooling,
+        names="input kernel_size stride padding dilation ceil_mode",
+        run=_pool,
+        samples=samples.trailing(1 if _pooling is F.max_pool1d else 2),
+    )(max_pool)
 
 
 # ---- normalisation: x̂ = c σ with c = x − E x, σ = (E c² + ε)^(−½). With m₁ = E(x̂ ċ), m₂ = E(ċ²), by E-red-4:
 #      ẋ̂ = σ (ċ − x̂ m₁)        D²x̂[ẋ, ẋ] = σ² (x̂ (3 m₁² − m₂) − 2 m₁ ċ)
 
 
-def _normalise(x: Tensor, dx: Tensor | None, dims: list[int], eps: float, centred: bool, curved: bool):
-    """(x̂, ẋ̂, D²x̂)."""
-    c = x - x.mean(dims, keepdim=True) if centred else x
-    σ = torch.rsqrt((c * c).mean(dims, keepdim=True) + eps)
+def _normalise(
+    x: Tensor, dx: Tensor | None, ddx: Tensor | None, dims: list[int], eps: float, centred: bool, curved: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(x̂, its first, its second derivative along ẋ and ẍ)."""
+
+    def mean(z: Tensor) -> Tensor:
+        return z.mean(dims, keepdim=True)
+
+    def centre(z: Tensor) -> Tensor:
+        return z - mean(z) if centred else z
+
+    c = centre(x)
+    σ = torch.rsqrt(mean(c * c) + eps)
     xh = c * σ
     if dx is None:
         return xh, None, None
-    dc = dx - dx.mean(dims, keepdim=True) if centred else dx
-    m1 = (xh * dc).mean(dims, keepdim=True)
+    dc = centre(dx)
+    m1 = mean(xh * dc)
     first = σ * (dc - xh * m1)
     if not curved:
         return xh, first, None
-    m2 = (dc * dc).mean(dims, keepdim=True)
-    return xh, first, σ * σ * (xh * (3 * m1 * m1 - m2) - 2 * m1 * dc)
+    σ2 = σ * σ
+    along_xh, along_dc = σ2 * (3 * m1 * m1 - mean(dc * dc)), -2 * σ2 * m1
+    if ddx is None:
+        return xh, first, xh * along_xh + dc * along_dc
+    ddc = centre(ddx)
+    along_xh = along_xh - σ * mean(xh * ddc)
+    return xh, first, torch.addcmul(torch.addcmul(ddc * σ, xh, along_xh), dc, along_dc)
 
 
-def _scaled(node: Node, t: Tangents, normalised: tuple, shape: list[int]) -> Answer:
+def _scaled(node: Node, t: Tangents, u: Tangents | None, normalised: tuple, shape: list[int]) -> Answer:
     """Y = w x̂ + b with w, b of ``shape``."""
     xh, first, second = normalised
     w, dw, db = node["weight"], t(node.args.get("weight")), t(node.args.get("bias"))
+    ddw = u(node.args.get("weight")) if u else None
+    ddb = u(node.args.get("bias")) if u else None
     y, s = first, second
     if w is not None:
         y = None if first is None else first * w.view(shape)
         s = None if second is None else second * w.view(shape)
     if dw is not None:
         y = _sum(y, xh * dw.view(shape))
-        if second is not None:
-            s = s + 2 * first * dw.view(shape)
+        if u and first is not None:
+            s = _sum(s, 2 * first * dw.view(shape))
+    if ddw is not None:
+        s = _sum(s, xh * ddw.view(shape))
     if db is not None:
         y = _sum(y, db.view(shape).expand_as(xh))
+    if ddb is not None:
+        s = _sum(s, ddb.view(shape).expand_as(xh))
     return y, s
 
 
-@rule(F.layer_norm, names="input normalized_shape weight bias eps", reads="input weight")
-def layer_norm(node: Node, t: Tangents, curved: bool) -> Answer:
+def _norm(*ops: Any, names: str, **options: Any) -> Callable:
+    """Register (node, t, u) -> (ẏ, ÿ) for a normalisation."""
+
+    def register(carry: Callable[[Node, Tangents, Tangents | None], Answer]) -> Callable:
+        def apply(node: Node, t: Tangents, curved: bool) -> Answer:
+            return carry(node, t, (lambda x: None) if curved else None)
+
+        rule(*ops, names=names, reads="input weight", carry=carry, **options)(apply)
+        return carry
+
+    return register
+
+
+def _parts(node: Node, t: Tangents, u: Tangents | None, dims: list[int], eps: float, centred: bool = True) -> tuple:
+    x = node.args["input"]
+    return _normalise(node["input"], t(x), u(x) if u else None, dims, eps, centred, u is not None)
+
+
+def _last_axes(node: Node) -> int:
+    return len(node.args["normalized_shape"])
+
+
+@_norm(F.layer_norm, names="input normalized_shape weight bias eps", samples=samples.trailing(_last_axes, "input"))
+def layer_norm(node: Node, t: Tangents, u: Tangents | None) -> Answer:
     shape = list(node.args["normalized_shape"])
     dims = list(range(-len(shape), 0))
-    parts = _normalise(node["input"], t(node.args["input"]), dims, node.args.get("eps", 1e-5), True, curved)
-    return _scaled(node, t, parts, shape)
+    return _scaled(node, t, u, _parts(node, t, u, dims, node.args.get("eps", 1e-5)), shape)
 
 
-@rule(F.rms_norm, names="input normalized_shape weight eps", reads="input weight")
-def rms_norm(node: Node, t: Tangents, curved: bool) -> Answer:
-    shape, x = list(node.args["normalized_shape"]), node["input"]
-    eps = node.args.get("eps")
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return _scaled(
-        node, t, _normalise(x, t(node.args["input"]), list(range(-len(shape), 0)), eps, False, curved), shape
-    )
-
-
-@rule(F.batch_norm, names="input running_mean running_var weight bias training momentum eps", reads="input weight",
-      run=lambda f, a, k: _keep_statistics(f, a, k))  # fmt: skip
-def batch_norm(node: Node, t: Tangents, curved: bool) -> Answer:
-    x, dx, eps = node["input"], t(node.args["input"]), node.args.get("eps", 1e-5)
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    if node.args.get("training", False):
-        return _scaled(node, t, _normalise(x, dx, [0, *range(2, x.dim())], eps, True, curved), shape)
-    mean, scale = node.args["mean"].view(shape), torch.rsqrt(node.args["variance"].view(shape) + eps)
-    first = None if dx is None else dx * scale
-    zero = torch.zeros_like(first) if curved and first is not None else None
-    return _scaled(node, t, ((x - mean) * scale, first, zero), shape)
+@_norm(F.rms_norm, names="input normalized_shape weight eps", samples=samples.trailing(_last_axes, "input"))
+def rms_norm(node: Node, t: Tangents, u: Tangents | None) -> Answer:
+    shape, eps = list(node.args["normalized_shape"]), node.args.get("eps")
+    eps = torch.finfo(node["input"].dtype).eps if eps is None else eps
+    return _scaled(node, t, u, _parts(node, t, u, list(range(-len(shape), 0)), eps, centred=False), shape)
 
 
 def _keep_statistics(func: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, dict[str, Any]]:
@@ -508,25 +598,53 @@ def _keep_statistics(func: Callable, args: tuple, kwargs: dict) -> tuple[Tensor,
     return func(*args, **kwargs), extra
 
 
-@rule(
+def _batch_norm_again(node: Node, args: tuple, kwargs: dict) -> Tensor:
+    """Once more, without a second step of the running statistics."""
+    given = dict(zip(RULES[F.batch_norm].names, args, strict=False)) | kwargs
+    given |= {"running_mean": node.args.get("mean"), "running_var": node.args.get("variance")}
+    return F.batch_norm(**given)
+
+
+def _eval_only(node: Node, name: str, x: Any, y: Any, before: int, batch: int) -> int | None:
+    mixes = node.args.get("training", False)
+    return None if mixes else samples.channels(node, name, x, y, before, batch)
+
+
+@_norm(F.batch_norm, names="input running_mean running_var weight bias training momentum eps", run=_keep_statistics,
+       samples=_eval_only, by_index=samples.channels, again=_batch_norm_again)  # fmt: skip
+def batch_norm(node: Node, t: Tangents, u: Tangents | None) -> Answer:
+    x, eps = node["input"], node.args.get("eps", 1e-5)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    if node.args.get("training", False):
+        return _scaled(node, t, u, _parts(node, t, u, [0, *range(2, x.dim())], eps), shape)
+    mean, scale = node.args["mean"].view(shape), torch.rsqrt(node.args["variance"].view(shape) + eps)
+    dx = t(node.args["input"])
+    ddx = u(node.args["input"]) if u else None
+    parts = ((x - mean) * scale, None if dx is None else dx * scale, None if ddx is None else ddx * scale)
+    return _scaled(node, t, u, parts, shape)
+
+
+@_norm(
     F.instance_norm,
     names="input running_mean running_var weight bias use_input_stats momentum eps",
-    reads="input weight",
+    samples=samples.channels,
+    when=lambda args, kwargs: args[5] if len(args) > 5 else kwargs.get("use_input_stats", True),
 )
-def instance_norm(node: Node, t: Tangents, curved: bool) -> Answer:
-    x, eps = node["input"], node.args.get("eps", 1e-5)
-    parts = _normalise(x, t(node.args["input"]), list(range(2, x.dim())), eps, True, curved)
-    return _scaled(node, t, parts, [1, -1] + [1] * (x.dim() - 2))
+def instance_norm(node: Node, t: Tangents, u: Tangents | None) -> Answer:
+    dims = list(range(2, node["input"].dim()))
+    parts = _parts(node, t, u, dims, node.args.get("eps", 1e-5))
+    return _scaled(node, t, u, parts, [1, -1] + [1] * len(dims))
 
 
-@rule(F.group_norm, names="input num_groups weight bias eps", reads="input weight")
-def group_norm(node: Node, t: Tangents, curved: bool) -> Answer:
-    x, dx, groups = node["input"], t(node.args["input"]), node.args["num_groups"]
+@_norm(F.group_norm, names="input num_groups weight bias eps", samples=samples.channels)
+def group_norm(node: Node, t: Tangents, u: Tangents | None) -> Answer:
+    x, groups, eps = node["input"], node.args["num_groups"], node.args.get("eps", 1e-5)
     split = (x.shape[0], groups, -1)
-    parts = _normalise(
-        x.reshape(split), None if dx is None else dx.reshape(split), [2], node.args.get("eps", 1e-5), True, curved
-    )
-    return _scaled(node, t, tuple(p if p is None else p.view(x.shape) for p in parts), [1, -1] + [1] * (x.dim() - 2))
+    moving = [t(node.args["input"]), u(node.args["input"]) if u else None]
+    dx, ddx = (None if z is None else z.reshape(split) for z in moving)
+    parts = _normalise(x.reshape(split), dx, ddx, [2], eps, True, u is not None)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    return _scaled(node, t, u, tuple(p if p is None else p.view(x.shape) for p in parts), shape)
 
 
 # ---- softmax, attention
@@ -540,20 +658,20 @@ def _softmax(p: Tensor, dx: Tensor, ddx: Tensor | None, dim: int) -> tuple[Tenso
     return first, p * (bend - (p * bend).sum(dim, keepdim=True))
 
 
-@rule("softmax", F.softmax, names="input dim", reads="y")
+@rule("softmax", F.softmax, names="input dim", reads="y", samples=samples.along)
 def softmax(node: Node, t: Tangents, curved: bool) -> Answer:
     first, second = _softmax(node.y, t(node.args["input"]), None, node.args["dim"])
     return first, second if curved else None
 
 
-@rule("log_softmax", F.log_softmax, names="input dim", reads="y")
+@rule("log_softmax", F.log_softmax, names="input dim", reads="y", samples=samples.along)
 def log_softmax(node: Node, t: Tangents, curved: bool) -> Answer:
     p, dx, dim = node.y.exp(), t(node.args["input"]), node.args["dim"]
     c = dx - (p * dx).sum(dim, keepdim=True)
     return c, -(p * c * c).sum(dim, keepdim=True).expand_as(c) if curved else None
 
 
-@rule("logsumexp", names="input dim keepdim", reads="input y")
+@rule("logsumexp", names="input dim keepdim", reads="input y", samples=samples.along)
 def logsumexp(node: Node, t: Tangents, curved: bool) -> Answer:
     dim, keep, dx = node.args["dim"], node.args.get("keepdim", False), t(node.args["input"])
     p = (
@@ -570,6 +688,8 @@ def logsumexp(node: Node, t: Tangents, curved: bool) -> Answer:
     F.scaled_dot_product_attention,
     names="query key value attn_mask dropout_p is_causal scale enable_gqa",
     reads="query key value",
+    samples=samples.heads,
+    product=True,
     when=lambda args, kwargs: not kwargs.get("enable_gqa", False),
 )
 def attention(node: Node, t: Tangents, curved: bool) -> Answer:
@@ -617,6 +737,7 @@ def _expected(z: Tensor, node: Node) -> Tensor:
     F.cross_entropy,
     names="input target weight size_average ignore_index reduce reduction label_smoothing",
     reads="input",
+    samples=samples.classes,
 )
 def cross_entropy(node: Node, t: Tangents, curved: bool) -> Answer:
     x, dx = node["input"], t(node.args["input"])
@@ -642,7 +763,7 @@ def _reduced(node: Node, losses: Tensor) -> Tensor:
     return losses.sum() / total
 
 
-@rule(F.nll_loss, names="input target weight size_average ignore_index reduce reduction")
+@rule(F.nll_loss, names="input target weight size_average ignore_index reduce reduction", samples=samples.classes)
 def nll(node: Node, t: Tangents, curved: bool) -> Answer:
     options = {k: node.args[k] for k in ("weight", "ignore_index", "reduction") if k in node.args}
     return F.nll_loss(t(node.args["input"]), node.args["target"], **options), None
@@ -653,7 +774,12 @@ def _mean_or_sum(node: Node, x: Tensor) -> Tensor:
     return x if how == "none" else x.mean() if how == "mean" else x.sum()
 
 
-@rule(F.mse_loss, names="input target size_average reduce reduction weight", reads="input target")
+@rule(
+    F.mse_loss,
+    names="input target size_average reduce reduction weight",
+    reads="input target",
+    samples=samples.unreduced,
+)
 def mse(node: Node, t: Tangents, curved: bool) -> Answer:
     da, db = t(node.args["input"]), t(node.args["target"])
     e = da if db is None else -db if da is None else da - db
@@ -665,6 +791,7 @@ def mse(node: Node, t: Tangents, curved: bool) -> Answer:
     F.binary_cross_entropy_with_logits,
     names="input target weight size_average reduce reduction pos_weight",
     reads="input target",
+    samples=samples.unreduced,
 )
 def bce_with_logits(node: Node, t: Tangents, curved: bool) -> Answer:
     """ℓ = (1 − y) x + (1 + (w₊ − 1) y) softplus(−x)."""
@@ -688,8 +815,6 @@ def _multi_head_attention(
 ):  # fmt: skip
     """``F.multi_head_attention_forward`` in basic operations; inputs (T, B, E) or (T, E)."""
     if bias_k is not None or bias_v is not None or add_zero_attn or static_k is not None or static_v is not None:
-        from reprolib.errors import UnsupportedOperation
-
         raise UnsupportedOperation(
             "multi_head_attention_forward with bias_k, bias_v, add_zero_attn or static keys has no rule"
         )

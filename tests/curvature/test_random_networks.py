@@ -13,6 +13,13 @@ from reprolib.curvature.tree import inner
 
 N = 4  # all values are (6, 4): a batch of six
 
+
+def heads(qkv: Tensor) -> Tensor:
+    """Two heads over two tokens of width one, in the way of most transformers."""
+    q, k, v = qkv.view(6, 2, 3, 2, 1).permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(6, N)
+
+
 # layer(x, weight (4, 4), bias (4,)) -> (6, 4)
 LAYERS = {
     "linear": lambda x, w, b: F.linear(x, w, b),
@@ -32,6 +39,15 @@ LAYERS = {
     "quotient": lambda x, w, b: F.linear(x, w) / (1 + b.square()),
     "pool": lambda x, w, b: F.avg_pool1d(F.linear(x, w, b)[:, None], 3, stride=1, padding=1)[:, 0],
     "concatenation": lambda x, w, b: F.linear(torch.cat([x, torch.sin(x)], 1), torch.cat([w, w.T], 1), b),
+    "samples last": lambda x, w, b: (w @ x.T).T + b,
+    "tokens": lambda x, w, b: F.linear(x.view(12, 2), w[:2, :2], b[:2]).reshape(6, 2, 2).transpose(1, 2).flatten(1),
+    "heads": lambda x, w, b: heads(F.linear(x, torch.cat([w, w.T, w * b]))),
+    "attention over samples": lambda x, w, b: torch.softmax(F.linear(x, w) @ x.T, 1) @ x + b,
+    "mean over samples": lambda x, w, b: F.linear(x - x.mean(0), w, b),
+    "softmax over samples": lambda x, w, b: F.linear(torch.softmax(x, 0), w, b),
+    "stack": lambda x, w, b: F.linear(torch.stack([x, torch.sin(x)], 1), w, b).mean(1),
+    "slices": lambda x, w, b: F.linear(torch.cat([x[:, 2:], x[:, :2]], 1), w, b),
+    "weight norm": lambda x, w, b: F.linear(x, w / w.norm(dim=1, keepdim=True), b),
     "dropout": lambda x, w, b: F.dropout(F.linear(x, w, b), 0.3),
     "variance, no rule": lambda x, w, b: F.linear(x, w, b) * x.var(1, keepdim=True),
 }
@@ -53,8 +69,10 @@ LOSSES = {
     loss=st.sampled_from(sorted(LOSSES)),
     scale=st.sampled_from([1e-3, 1.0, 1e3]),
     seed=st.integers(0, 2**16),
+    products=st.sampled_from(["plain", "shared"]),
+    memory=st.sampled_from(["store", "recompute"]),
 )
-def test_the_tape_is_double_reverse_mode(layers, loss, scale, seed):
+def test_the_tape_is_double_reverse_mode(layers, loss, scale, seed, products, memory):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(6, N, generator=g, dtype=torch.float64)
     params = [torch.randn(*shape, generator=g, dtype=torch.float64) / 2 for _ in layers for shape in ((N, N), (N,))]
@@ -69,11 +87,18 @@ def test_the_tape_is_double_reverse_mode(layers, loss, scale, seed):
         return y
 
     torch.manual_seed(seed)
-    model = expand(closure, LOSSES[loss], params, retain=True)
+    model = expand(closure, LOSSES[loss], params, products=products, memory=memory, retain=True)
     curvature = model.curvature(d)
     expected = inner(model.product(d), d)  # double reverse mode through a pass of its own
+    torch.manual_seed(seed)
+    by_index = expand(closure, LOSSES[loss], params, products=products, memory=memory, batch_norm="by-index")
     size = curvature.abs().max() + abs(expected)
     torch.testing.assert_close(curvature.mean() / size, expected / size, rtol=0, atol=1e-10)
+    split = by_index.curvature(d)
+    scale_of_split = size + split.abs().max()  # shares of opposite signs may be large
+    torch.testing.assert_close(split.mean() / scale_of_split, expected / scale_of_split, rtol=0, atol=1e-10)
+    if not any(layer == "batch norm" for layer, _ in layers):
+        torch.testing.assert_close(split / size, curvature / size, rtol=0, atol=1e-10)
     torch.manual_seed(seed)
     reference = expand(closure, LOSSES[loss], params, backend="autodiff").curvature(d)
     torch.testing.assert_close(curvature / size, reference / size, rtol=0, atol=1e-10)

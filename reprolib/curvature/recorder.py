@@ -1,0 +1,220 @@
+"""The tape: what one ordinary pass of user code did to the parameters.
+
+A function mode sees every operation on a value that depends on the parameters and writes down a :class:`Node`: its rule
+(``rules.py``), its arguments, its outputs. Values have numbers, not names, because a tensor that was freed may share its
+``id`` with a later one. Of a value's data only what a rule will read is kept; it is the tensor that autograd keeps too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from reprolib.curvature.calls import map_tensors, tensors, writes_in_place
+from reprolib.curvature.rules import EXPANDED, RULES, Rule
+from reprolib.curvature.tree import Tensors
+from reprolib.errors import UnsupportedOperation
+
+
+class Value:
+    """A place in an operation where a value on the tape stands: its number, and its data if the rule reads it here."""
+
+    __slots__ = ("data", "id", "kept", "shape")
+
+    def __init__(self, id: int, t: Tensor, kept: bool):
+        self.id, self.shape, self.kept, self.data = id, t.shape, kept, t.detach() if kept else None
+
+
+class Node:
+    """One recorded operation: its rule, its call, its arguments by name, its outputs."""
+
+    __slots__ = ("args", "call", "func", "out", "rule")
+
+    def __init__(self, rule: Rule | None, func: Callable, call: tuple[tuple, dict], out: list[Value], extra: dict):
+        self.rule, self.func, self.call, self.out = rule, func, call, out
+        args, kwargs = call
+        if rule is None or rule.many:
+            self.args: dict[str, Any] = {"args": args, **kwargs}
+        else:
+            self.args = dict(zip(rule.names, args, strict=False)) | {rule.name(k): v for k, v in kwargs.items()}
+        self.args |= extra
+
+    def __getitem__(self, name: str) -> Any:
+        """The data of an argument (a tensor, a number, ...), ``None`` if it was not given."""
+        x = self.args.get(name)
+        return x.data if isinstance(x, Value) else x
+
+    @property
+    def name(self) -> str:
+        """The name of the operation."""
+        return getattr(self.func, "__name__", str(self.func))
+
+    @property
+    def y(self) -> Tensor:
+        """The data of the (first) output."""
+        assert self.out[0].data is not None
+        return self.out[0].data
+
+    def inputs(self) -> Iterator[Value]:
+        """The arguments that depend on the parameters."""
+        yield from self.values(tuple(self.args.values()))
+
+    @staticmethod
+    def values(x: Any) -> Iterator[Value]:
+        """The recorded values in nested tuples and lists."""
+        if isinstance(x, Value):
+            yield x
+        elif type(x) in (tuple, list):
+            for y in x:
+                yield from Node.values(y)
+
+    def forget(self) -> None:
+        """Drop the data of its values."""
+        for v in (*self.inputs(), *self.out):
+            v.data = None
+
+    def again(self, data: Callable[[Value], Tensor]) -> list[Tensor]:
+        """The outputs, computed anew from ``data`` of the inputs."""
+
+        def fill(x: Any) -> Any:
+            if isinstance(x, Value):
+                return data(x)
+            return type(x)(fill(y) for y in x) if type(x) in (tuple, list) else x
+
+        args, kwargs = fill(self.call[0]), {k: fill(v) for k, v in self.call[1].items()}
+        again = self.rule.again if self.rule else None
+        out = again(self, args, kwargs) if again else self.func(*args, **kwargs)
+        made = [t for t in tensors(out) if t.is_floating_point()]
+        return made[: len(self.out)]
+
+
+class Tape(TorchFunctionMode):
+    """Records what happens to the parameters while it is active.
+
+    Args:
+        params: θ; they are the values 0, 1, …
+        adjoints: also remember, for each value that a matrix product reads, where in autograd's graph its adjoint is.
+        shared: keep what the product-sharing form of the layers reads.
+    """
+
+    def __init__(self, params: Tensors, adjoints: bool = False, shared: bool = False):
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.ends: list[Value] = []  # outputs and losses
+        self.at_outputs = 0  # how many nodes there were when the closure returned
+        self.edges: dict[int, GradientEdge] = {}
+        self._adjoints, self._shared = adjoints, shared
+        self._ids: dict[int, int] = {}  # id(tensor) -> number of its value
+        self._alive: list[Tensor] = []  # the tensors themselves, so that no id is used twice while recording
+        self._newest: dict[int, Tensor] = {}  # id of a tensor that was written in place -> its present value
+        self._params = {id(p) for p in params}
+        for p in params:
+            self.number(p)
+
+    def number(self, t: Tensor) -> int:
+        """The number of a value; a new one if it has none."""
+        if id(t) not in self._ids:
+            self._ids[id(t)] = len(self._alive)
+            self._alive.append(t)
+        return self._ids[id(t)]
+
+    def current(self, t: Tensor) -> Tensor:
+        """What stands for ``t`` now: something else than itself if it was written in place."""
+        return self._newest.get(id(t), t)
+
+    def tensor(self, number: int) -> Tensor:
+        """The tensor of a value, before the recording is closed."""
+        return self._alive[number]
+
+    def close(self) -> None:
+        """End of the recording: the tensors may go."""
+        self._alive, self._newest = [], {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        args = map_tensors(args, self.current)
+        kwargs = {k: map_tensors(v, self.current) for k, v in (kwargs or {}).items()}
+        if not any(id(t) in self._ids for t in tensors((args, kwargs))):
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", str(func))
+        if func in EXPANDED and EXPANDED[func][0](args, kwargs):  # a small network of its own: record what is inside
+            with self:
+                return EXPANDED[func][1](*args, **kwargs)
+        if writes_in_place(name, kwargs):
+            if id(args[0]) not in self._ids and not torch.is_grad_enabled():
+                return func(*args, **kwargs)  # a buffer that takes note of an activation
+            return self._write(func, name, args, kwargs)
+        rule = RULES.get(func) or RULES.get(name)
+        rule = rule if rule and rule.when(args, kwargs) else None
+        extra: dict[str, Any] = {}
+        if rule is None:
+            out = _without_random_numbers(name, func, args, kwargs)
+        elif rule.run:
+            out, extra = rule.run(func, args, kwargs)
+        else:
+            out = func(*args, **kwargs)
+        made = [t for t in tensors(out) if t.requires_grad and id(t) not in self._ids]
+        if made:
+            self._record(rule, func, args, kwargs, made, extra)
+        return out
+
+    def _record(self, rule, func, args, kwargs, made, extra) -> None:
+        def value(name: str, x: Any) -> Any:
+            if isinstance(x, Tensor) and id(x) in self._ids:
+                number = self._ids[id(x)]
+                if self._adjoints and rule and rule.product and id(x) not in self._params:
+                    self.edges[number] = get_gradient_edge(x)
+                return Value(number, x, rule is None or name in rule.reads or id(x) in self._params)
+            if type(x) in (tuple, list):
+                return type(x)(value(name, t) for t in x)
+            return x
+
+        names = rule.names if rule and not rule.many else ()
+        call_args = tuple(value(names[i] if i < len(names) else "args", x) for i, x in enumerate(args))
+        call_kwargs = {k: value(rule.name(k) if rule else k, v) for k, v in kwargs.items()}
+        node = Node(rule, func, (call_args, call_kwargs), [], extra)
+        shares = self._shared and rule and rule.factors and all(isinstance(node.args[k], Value) for k in rule.factors)
+        keep_out = rule is not None and ("y" in rule.reads or bool(shares))
+        node.out = [Value(self.number(t), t, keep_out) for t in made]
+        self.nodes.append(node)
+
+    def _write(self, func, name, args, kwargs):
+        """An in-place operation on a recorded value: done out of place, and read from then on in its stead."""
+        target = args[0]
+        if kwargs.get("inplace"):
+            kwargs = {**kwargs, "inplace": False}
+            plain = func
+        else:
+            plain = getattr(torch, _OUT_OF_PLACE.get(name, ""), None)
+        if plain is None or target._is_view():
+            what = f"{name} on a view" if plain else name
+            raise UnsupportedOperation(f"{what} writes into a recorded value in place: write it out of place")
+        new = self.__torch_function__(plain, (), args, kwargs)
+        self._alive.append(target)
+        self._newest[id(target)] = new
+        for old, value in list(self._newest.items()):
+            if value is target:
+                self._newest[old] = new
+        return new
+
+
+_OUT_OF_PLACE = {"relu_": "relu", "tanh_": "tanh", "sigmoid_": "sigmoid", "exp_": "exp"} | {
+    op: name
+    for name in ("add", "sub", "mul", "div")
+    for op in (f"{name}_", f"__i{'truediv' if name == 'div' else name}__")
+}
+
+
+def _without_random_numbers(name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
+    """Call an operation that has no rule; the replay runs it again, so it must not draw random numbers."""
+    device = next(t.device for t in tensors((args, kwargs)))
+    state = torch.cuda.get_rng_state if device.type == "cuda" else lambda _: torch.get_rng_state()
+    before = state(device)
+    out = func(*args, **kwargs)
+    if not torch.equal(before, state(device)):
+        raise UnsupportedOperation(f"{name} draws random numbers and has no rule: draw them first, outside of it")
+    return out
