@@ -88,7 +88,7 @@ class Network:
         """∇J. Where nothing else can be asked of the graph, taking the gradient frees it."""
         if self._gradient is None:
             assert self.graph is not None
-            outputs, losses = self.graph
+            losses = self.graph[1]
             keep = self.options.retain or self.options.curvature == "ggn"
             self._gradient = self.backend.gradient(self, losses, keep)
             if not keep:

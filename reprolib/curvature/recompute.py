@@ -38,7 +38,7 @@ class Later:
 
     def recompute(self, recording: Recording, net: Network) -> dict[int, Tensor]:
         """Step 4 up to its T: the data of the nodes, and the adjoints of their values that pay for second derivatives."""
-        table = {k: x.detach().requires_grad_(x.is_floating_point()) for k, x in self.cut.items()}
+        table: dict[int, Tensor] = {k: x.detach().requires_grad_(x.is_floating_point()) for k, x in self.cut.items()}
         table |= {i: p.detach().requires_grad_() for i, p in enumerate(net.params)}
         with torch.enable_grad():
             for node in self._nodes:
@@ -49,7 +49,6 @@ class Later:
                         v.data = table[v.id].detach()
             losses = table[recording.ends[1].id]
             wanted = {k: get_gradient_edge(table[k]) for k in recording.places if k in self.made}
-            del table
             if not wanted:
                 return {}
             weights = torch.full_like(losses, 1 / losses.numel())

@@ -98,7 +98,7 @@ class Tape(TorchFunctionMode):
 
     Args:
         params: θ; they are the values 0, 1, …
-        adjoints: also remember, for each value that a matrix product reads, where in autograd's graph its adjoint is.
+        adjoints: also remember where in autograd's graph the adjoints of the values are.
         shared: keep what the product-sharing form of the layers reads.
     """
 
@@ -107,7 +107,8 @@ class Tape(TorchFunctionMode):
         self.nodes: list[Node] = []
         self.ends: list[Value] = []  # outputs and losses
         self.at_outputs = 0  # how many nodes there were when the closure returned
-        self.edges: dict[int, GradientEdge] = {}
+        self.edges: dict[int, GradientEdge] = {}  # where in autograd's graph the adjoint of a value is
+        self.products: set[int] = set()  # the values that a matrix product reads
         self._adjoints, self._shared = adjoints, shared
         self._ids: dict[int, int] = {}  # id(tensor) -> number of its value
         self._alive: list[Tensor] = []  # the tensors themselves, so that no id is used twice while recording
@@ -166,8 +167,8 @@ class Tape(TorchFunctionMode):
         def value(name: str, x: Any) -> Any:
             if isinstance(x, Tensor) and id(x) in self._ids:
                 number = self._ids[id(x)]
-                if self._adjoints and rule and rule.product and id(x) not in self._params:
-                    self.edges[number] = get_gradient_edge(x)
+                if rule and rule.product and id(x) not in self._params:
+                    self.products.add(number)
                 return Value(number, x, rule is None or name in rule.reads or id(x) in self._params)
             if type(x) in (tuple, list):
                 return type(x)(value(name, t) for t in x)
@@ -180,6 +181,8 @@ class Tape(TorchFunctionMode):
         shares = self._shared and rule and rule.factors and all(isinstance(node.args[k], Value) for k in rule.factors)
         keep_out = rule is not None and ("y" in rule.reads or bool(shares))
         node.out = [Value(self.number(t), t, keep_out) for t in made]
+        if self._adjoints:
+            self.edges |= {v.id: get_gradient_edge(t) for v, t in zip(node.out, made, strict=True)}
         self.nodes.append(node)
 
     def _write(self, func, name, args, kwargs):

@@ -52,7 +52,8 @@ class Rule:
     samples: Place = samples.nowhere
     by_index: Place | None = None  # the same if what arises at a sample is called its own although samples are mixed
     product: bool = False  # a matrix product
-    factors: tuple[str, ...] = ()  # what it is the product of, if it can share products
+    factors: tuple[str, ...] = ()  # what it is the product of, if it can share products, and the product
+    bilinear: Callable[[Node, Tensor, Tensor], Tensor] | None = None
     again: Callable[[Node, tuple, dict], Any] | None = None
 
     def name(self, keyword: str) -> str:
@@ -121,10 +122,10 @@ def _layer(node: Node, t: Tangents, curved: bool, product: Callable[[Tensor, Ten
     x, w = node["input"], node["weight"]
     dx, dw, db = t(node.args["input"]), t(node.args["weight"]), t(node.args.get("bias"))
     if curved and node.out[0].data is not None and dx is not None and dw is not None:
-        b = node["bias"]
-        y, cross = shared_products(product, node.y, x, w, dx, dw, b, db)
-        return y, 2 * cross
-    y, s = None, None
+        first, cross = shared_products(product, node.y, x, w, dx, dw, node["bias"], db)
+        return first, 2 * cross
+    y: Tensor | None = None
+    s: Tensor | None = None
     if dx is not None:
         y = product(dx, w, db)
         db = None
@@ -146,6 +147,7 @@ def _layer(node: Node, t: Tangents, curved: bool, product: Callable[[Tensor, Ten
     samples=samples.trailing(1, "input"),
     product=True,
     factors=("input", "weight"),
+    bilinear=lambda node, a, b: F.linear(a, b),
 )
 def linear(node: Node, t: Tangents, curved: bool) -> Answer:
     return _layer(node, t, curved, F.linear)
@@ -159,15 +161,19 @@ def _convolution(dimensions: int) -> Callable:
         samples=samples.trailing(dimensions + 1, "input"),
         product=True,
         factors=("input", "weight"),
+        bilinear=lambda node, a, b: node.func(a, b, **_geometry(node)),
     )
+
+
+def _geometry(node: Node) -> dict[str, Any]:
+    return {k: node.args[k] for k in ("stride", "padding", "dilation", "groups") if k in node.args}
 
 
 @_convolution(1)
 @_convolution(2)
 @_convolution(3)
 def conv(node: Node, t: Tangents, curved: bool) -> Answer:
-    options = {k: node.args[k] for k in ("stride", "padding", "dilation", "groups") if k in node.args}
-    return _layer(node, t, curved, lambda x, w, b: node.func(x, w, b, **options))
+    return _layer(node, t, curved, lambda x, w, b: node.func(x, w, b, **_geometry(node)))
 
 
 @rule(F.embedding, names="input weight padding_idx max_norm norm_type scale_grad_by_freq sparse")
@@ -182,8 +188,8 @@ def _bilinear(node: Node, t: Tangents, curved: bool, product: Callable[[Any, Any
     a, b, da, db = node["a"], node["b"], t(node.args["a"]), t(node.args["b"])
     both = da is not None and db is not None
     if both and curved and node.out[0].data is not None:
-        y, cross = shared_products(lambda x, w, _: product(x, w), node.y, a, b, da, db)
-        return y, 2 * cross
+        first, cross = shared_products(lambda x, w, _: product(x, w), node.y, a, b, da, db)
+        return first, 2 * cross
     y = _sum(None if da is None else product(da, b), None if db is None else product(a, db))
     return y, 2 * product(da, db) if curved and both else None
 
@@ -193,7 +199,8 @@ def mul(node: Node, t: Tangents, curved: bool) -> Answer:
     return _bilinear(node, t, curved, torch.mul)
 
 
-_MATRICES: dict[str, Any] = {"reads": "a b", "samples": samples.product, "product": True, "factors": ("a", "b")}
+_MATRICES: dict[str, Any] = {"reads": "a b", "samples": samples.product, "product": True, "factors": ("a", "b"),
+                             "bilinear": lambda node, a, b: torch.matmul(a, b)}  # fmt: skip
 
 
 @rule("__rmatmul__", names="b a", **_MATRICES)
@@ -432,7 +439,7 @@ def _register(place: Place, *ops: Any) -> None:
 
 _register(samples.reshaped, "flatten", "view", "reshape", "contiguous", "unsqueeze", "squeeze", "unflatten", "view_as",
           "clone", "to", "float", "double")  # fmt: skip
-_register(samples.viewed, "transpose", "permute", "swapaxes", "movedim", "t", "T.__get__", "mT.__get__", "chunk", "split",
+_register(samples.viewed, "transpose", "permute", "swapaxes", "movedim", "t", torch.Tensor.T.__get__, torch.Tensor.mT.__get__, "chunk", "split",
           "unbind", "narrow", "select", "__getitem__", "diagonal")  # fmt: skip
 _register(samples.aligned, "expand", "expand_as", "tril", "triu")
 _register(samples.along, "mean", "sum")

@@ -31,7 +31,7 @@ from torch.func import jvp as forward
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprolib.curvature import autodiff, recompute
-from reprolib.curvature.calls import tensors
+from reprolib.curvature.blocks import Blockwise
 from reprolib.curvature.recorder import Node, Tape, Value
 from reprolib.curvature.samples import locate
 from reprolib.curvature.tree import Tensors
@@ -53,14 +53,15 @@ class Recording:
         self.ends = [Value(tape.number(t), t, kept=False) for t in (outputs, losses)]
         self.batch, self.params = len(losses), net.params
         self.nodes = tape.nodes[: tape.at_outputs]
-        self.edges: dict[int, Any] = {}
-        self.places: dict[int, int | None] = {}
+        self.edges: dict[int, Any] = {}  # where in autograd's graph the adjoints are that gradient() takes along
+        self.graph = tape.edges  # and those of all values
+        self.places: dict[int, int] = {}
         self.adjoints: dict[int, Tensor] | None = None
         self.later: recompute.Later | None = None
         if net.options.curvature == "hessian":
             found = locate(tape.nodes, self.ends[1], net.options.batch_norm == "by-index")
             self.nodes = [node for node in tape.nodes if any(v.id in found for v in node.out)]
-            self.places = {k: found[k] for k in tape.edges if found.get(k) is not None}
+            self.places = {k: before for k in tape.products if (before := found.get(k)) is not None}
             self.edges = {k: tape.edges[k] for k in self.places}
             if net.options.memory == "recompute":
                 self.later = recompute.split(self.nodes, tape.tensor)
@@ -116,7 +117,31 @@ def second(net: Network, d: Tensors, e: Tensors) -> tuple[Tensor | None, Tensor,
     return None, *_curvature(net, d, free=not net.options.retain)
 
 
-hvp, summary = autodiff.hvp, autodiff.summary
+hvp = autodiff.hvp
+
+
+def summary(net: Network, d: Tensors, groups: Sequence[Sequence[int]], third: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of ψ(η) as in ``autodiff``, all groups in one walk (``blocks.py``).
+
+    By repeated reverse mode instead where a node has no rule, and where the graph, which has the adjoints, is gone.
+    """
+    r: Recording = net.recording
+    if net.graph is None or r.later is not None or any(node.rule is None for node in r.nodes):
+        return autodiff.summary(net, d, groups, third)
+    losses = net.graph[1]
+    weights = torch.full_like(losses, 1 / losses.numel())
+    found = torch.autograd.grad(losses, tuple(r.graph.values()), weights, retain_graph=True, allow_unused=True)
+    adjoints = {k: x for k, x in zip(r.graph, found, strict=True) if x is not None} | {r.ends[1].id: weights}
+    walk = Blockwise(d, groups, adjoints, third)
+    with torch.no_grad():
+        for i, node in enumerate(r.nodes):
+            walk.advance(node)
+            for v in list(node.inputs()):
+                if r.last_use[v.id] == i:
+                    walk.first.pop(v.id, None)
+                    walk.second.pop(v.id, None)
+    cubes = walk.cubes if third else torch.full_like(walk.cubes, float("nan"))
+    return walk.gradient(r.ends[1]), (walk.hessian + walk.hessian.T) / 2, cubes
 
 
 def _curvature(net: Network, d: Tensors, free: bool) -> tuple[Tensor, Tensor]:
@@ -182,7 +207,7 @@ class Replay:
             else:
                 self.second[v.id] = s
 
-    def _pay(self, adjoint: Tensor, s: Tensor, before: int | None) -> None:
+    def _pay(self, adjoint: Tensor, s: Tensor, before: int) -> None:
         """Σ over each sample's part of x̄ ∘ ẍ; x̄ carries the 1/B of J."""
         split = (before, self.recording.batch, -1)
         parts = torch.einsum("ksi,ksi->s", adjoint.reshape(split), s.expand(adjoint.shape).reshape(split))

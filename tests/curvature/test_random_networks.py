@@ -100,5 +100,13 @@ def test_the_tape_is_double_reverse_mode(layers, loss, scale, seed, products, me
     if not any(layer == "batch norm" for layer, _ in layers):
         torch.testing.assert_close(split / size, curvature / size, rtol=0, atol=1e-10)
     torch.manual_seed(seed)
+    groups = [[i for i in range(len(params)) if i % 3 == k] for k in range(min(3, len(params)))]
+    summary = expand(closure, LOSSES[loss], params).summary(d, groups)
+    torch.manual_seed(seed)
+    explicit = expand(closure, LOSSES[loss], params, backend="autodiff", retain=True)
+    for got, wanted in zip(summary, explicit.summary(d, groups), strict=True):
+        magnitude = wanted.abs().max() + scale * size.sqrt()
+        torch.testing.assert_close(got / magnitude, wanted / magnitude, rtol=0, atol=1e-10)
+    torch.manual_seed(seed)
     reference = expand(closure, LOSSES[loss], params, backend="autodiff").curvature(d)
     torch.testing.assert_close(curvature / size, reference / size, rtol=0, atol=1e-10)
