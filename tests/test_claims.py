@@ -28,13 +28,30 @@ FIRST = [
     "red-tab2",
     "red-tab3",
 ]
+ENGINE = [
+    "red-alg2",
+    "red-tab1",
+    "red-hvp",
+    "red-hvpcost",
+    "red-bbcost",
+    "red-thm1",
+    "red-fig1",
+    "summary-def",
+    "summary-eqtaylor",
+    "summary-appA",
+    "curveball-hvp",
+    "curveball-fuse",
+]
 
 
 @pytest.fixture
 def mutants(request: pytest.FixtureRequest):
     session = request.session
     found = {item.path.name for item in session.items}
-    if not {"test_red.py", "test_local_model.py", "test_batches.py", "test_data_published.py"} <= found:
+    if (
+        not {"test_red.py", "test_local_model.py", "test_algorithm_2.py", "test_batches.py", "test_data_published.py"}
+        <= found
+    ):
         pytest.skip("only a part of the tests was collected")
     return [mutant_of(item, mark) for item in session.items for mark in item.iter_markers("claim")]
 
@@ -47,3 +64,7 @@ def test_every_mutation_applies_exactly_once(mutants):
 
 def test_the_claims_of_the_first_chapters_have_tests(mutants):
     assert set(FIRST) <= {m.claim for m in mutants}
+
+
+def test_the_claims_about_the_engine_have_tests(mutants):
+    assert set(ENGINE) <= {m.claim for m in mutants}

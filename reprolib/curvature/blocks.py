@@ -56,7 +56,8 @@ class Blockwise:
             return
         adjoint = self._adjoints.get(node.out[0].id)
         if node.rule.derivatives:
-            first, second = self._elementwise(node, *values.values(), adjoint)
+            (v,) = values.values()
+            first, second = self._elementwise(node, v, adjoint)
         elif node.rule.bilinear:
             first, second = self._bilinear(node, values, adjoint)
         else:
@@ -91,7 +92,8 @@ class Blockwise:
         product: Callable[[Tensor, Tensor], Tensor] = lambda a, b: node.rule.bilinear(node, a, b)  # type: ignore # noqa: E731
         a, b = (node.args[k] for k in node.rule.factors)
         rest = [v for v in values.values() if v.id not in {x.id for x in (a, b) if isinstance(x, Value)}]  # a bias
-        first, second = [self._through(node, v, self.first[v.id]) for v in rest], []
+        first = [self._through(node, v, self.first[v.id]) for v in rest]
+        second: list[Blocks] = []
         moving = [isinstance(x, Value) and x.id in self.first for x in (a, b)]
         data = [node[k] for k in node.rule.factors]
         if not all(moving):
@@ -100,9 +102,9 @@ class Blockwise:
             other = data[1] if moving[0] else data[0]
             along = (lambda z: product(z, other)) if moving[0] else (lambda z: product(other, z))
             return [*first, (ids, vmap(along)(dx))], []
-        (ids_a, da), (ids_b, db) = self.first[a.id], self.first[b.id]
-        swap = len(ids_a) < len(ids_b)  # one product for each direction of the factor that has fewer
-        few_ids, few, many_ids, many = (ids_a, da, ids_b, db) if swap else (ids_b, db, ids_a, da)
+        swap = len(self.first[a.id][0]) < len(self.first[b.id][0])
+        few_ids, few = self.first[a.id if swap else b.id]  # one product for each direction of the factor with fewer
+        many_ids, many = self.first[b.id if swap else a.id]
         held, other = (data[1], data[0]) if swap else (data[0], data[1])
 
         def both(x: Tensor, dy: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ class Blockwise:
 
         parts, back = [], []
         for dy in few:
-            part, pull = vjp(lambda x, dy=dy: both(x, dy), held)
+            part, pull = vjp(lambda x, dy=dy: both(x, dy), held)  # type: ignore[misc]
             parts.append(part)
             if adjoint is not None:
                 back.append(pull(adjoint)[0])

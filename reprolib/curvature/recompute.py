@@ -42,7 +42,7 @@ class Later:
         table |= {i: p.detach().requires_grad_() for i, p in enumerate(net.params)}
         with torch.enable_grad():
             for node in self._nodes:
-                outs = node.again(lambda v: table[v.id])
+                outs = node.again(lambda v: table[v.id])  # noqa: B023
                 table |= {v.id: t for v, t in zip(node.out, outs, strict=True)}
                 for v in (*node.inputs(), *node.out):
                     if v.kept:

@@ -52,7 +52,8 @@ class Node:
     @property
     def name(self) -> str:
         """The name of the operation."""
-        return getattr(self.func, "__name__", str(self.func))
+        name = getattr(self.func, "__name__", str(self.func))
+        return self.func.__self__.__name__ if name == "__get__" else name  # type: ignore[attr-defined]  # x.T
 
     @property
     def y(self) -> Tensor:

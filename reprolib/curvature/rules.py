@@ -437,9 +437,14 @@ def _register(place: Place, *ops: Any) -> None:
         RULES[op] = Rule(_affine, (), frozenset(), many=True, samples=place)
 
 
+def _property(name: str) -> Any:
+    """What a function mode sees of ``x.T``."""
+    return getattr(Tensor, name).__get__
+
+
 _register(samples.reshaped, "flatten", "view", "reshape", "contiguous", "unsqueeze", "squeeze", "unflatten", "view_as",
           "clone", "to", "float", "double")  # fmt: skip
-_register(samples.viewed, "transpose", "permute", "swapaxes", "movedim", "t", torch.Tensor.T.__get__, torch.Tensor.mT.__get__, "chunk", "split",
+_register(samples.viewed, "transpose", "permute", "swapaxes", "movedim", "t", _property("T"), _property("mT"), "chunk", "split",
           "unbind", "narrow", "select", "__getitem__", "diagonal")  # fmt: skip
 _register(samples.aligned, "expand", "expand_as", "tril", "triu")
 _register(samples.along, "mean", "sum")
