@@ -83,7 +83,7 @@ class Blockwise:
         if not self.third:
             return first, []
         square = dx * dx
-        self._cube(ids, (square * dx * (adjoint * _third(node, v, f1))).flatten(1).sum(1))
+        self._cube(ids, (square * dx * (adjoint * _third(node, v, f1))).reshape(len(ids), -1).sum(1))
         self._cross(v, ids, adjoint * bend * dx)
         return first, [(ids, bend * square)]
 
@@ -188,7 +188,7 @@ class Blockwise:
         return ids, y if len(y) > 1 else y[0]
 
     def _pay(self, rows: Tensor, columns: Tensor, i: Groups, j: Groups) -> None:
-        part = rows.flatten(1) @ columns.flatten(1).T
+        part = rows.reshape(len(i), -1) @ columns.reshape(len(j), -1).T
         self.hessian[torch.tensor(i)[:, None], torch.tensor(j)] += part
 
     def _cube(self, ids: Groups, values: Tensor) -> None:
@@ -199,7 +199,9 @@ class Blockwise:
         if v.id in self.second:
             common = tuple(i for i in ids if i in self.second[v.id][0])
             if common:
-                pair = (_select((ids, riesz), common) * _select(self.second[v.id], common)).flatten(1).sum(1)
+                pair = (
+                    (_select((ids, riesz), common) * _select(self.second[v.id], common)).reshape(len(common), -1).sum(1)
+                )
                 self._cube(common, 3 * factor * pair)
 
 
