@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reprolib.curvature import autodiff, tape
-from reprolib.curvature.replay import Repeat
+from reprolib.curvature import autodiff, complexstep, finitediff, tape
+from reprolib.curvature.replay import Call, Repeat
 from reprolib.curvature.tree import Tensors, inner, like
 from reprolib.errors import (
     InvalidInput,
@@ -24,7 +24,12 @@ from reprolib.errors import (
     UntrackedOperation,
 )
 
-BACKENDS: dict[str, ModuleType] = {"autodiff": autodiff, "tape": tape}
+BACKENDS: dict[str, ModuleType] = {
+    "autodiff": autodiff,
+    "complexstep": complexstep,
+    "finitediff": finitediff,
+    "tape": tape,
+}
 OPERATORS = ("hessian", "ggn")
 CHOICES = {"products": ("plain", "shared"), "memory": ("store", "recompute"), "batch_norm": ("exact", "by-index")}
 
@@ -110,13 +115,13 @@ class Network:
         outputs = self.closure()
         return outputs, self.losses_of(outputs)
 
-    def outputs(self, *values: Tensor) -> Tensor:
-        """The outputs with ``values`` as parameters."""
-        return self._repeat.at(values, self.closure)
+    def outputs(self, *values: Tensor, call: Call | None = None) -> Tensor:
+        """The outputs with ``values`` as parameters; ``call`` is that of :meth:`Repeat.at`."""
+        return self._repeat.at(values, self.closure, call)
 
-    def losses(self, *values: Tensor) -> Tensor:
-        """The per-sample losses with ``values`` as parameters."""
-        return self._repeat.at(values, lambda: self.losses_of(self.closure()))
+    def losses(self, *values: Tensor, call: Call | None = None) -> Tensor:
+        """The per-sample losses with ``values`` as parameters; ``call`` is that of :meth:`Repeat.at`."""
+        return self._repeat.at(values, lambda: self.losses_of(self.closure()), call)
 
     def losses_of(self, outputs: Tensor) -> Tensor:
         """Per-sample losses (B,) of outputs (B, ...): ``loss(outputs)``, averaged over what follows the batch axis."""
@@ -171,7 +176,8 @@ def expand(
             itself returns the losses (then nothing that needs the outputs can be answered, so no GGN).
         params: θ, distinct floating-point leaves that require grad. A parameter the network does not use counts as zero.
         curvature: ``"hessian"``, C = ∇²J, or ``"ggn"``, C = AᵀΛA with A = ∂outputs/∂θ and Λ = ∂²J/∂outputs².
-        backend: how derivatives are computed: ``"tape"`` (one recorded pass) or ``"autodiff"`` (PyTorch's own modes).
+        backend: how derivatives are computed: ``"tape"`` (one recorded pass), ``"autodiff"`` (PyTorch's own modes),
+            ``"complexstep"`` (imaginary parts) or ``"finitediff"`` (difference quotients, approximate); see ``backends.py``.
         products: of the tape's layers: ``"plain"``, or ``"shared"``, a sixth faster for a fifth more memory
             (:func:`~reprolib.curvature.rules.shared_products`).
         memory: of the tape: ``"store"``, or ``"recompute"``, about the memory of a gradient for a sixth more time

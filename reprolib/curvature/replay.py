@@ -27,6 +27,8 @@ from reprolib.curvature.calls import map_tensors, tensors, writes_in_place
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import UnsupportedOperation
 
+Call = Callable[[Callable, tuple, dict], Any]
+
 
 class Repeat:
     """One pass ``params -> f(params)`` of user code that can be run again at other values of ``params``.
@@ -40,15 +42,21 @@ class Repeat:
         self._cpu = torch.get_rng_state()
         self._cuda = {i: torch.cuda.get_rng_state(i) for i in devices}
 
-    def at(self, values: Tensors, pass_: Callable[[], Any]) -> Any:
+    def at(self, values: Tensors, pass_: Callable[[], Any], call: Call | None = None) -> Any:
         """``pass_()`` with ``values`` in the place of the parameters.
+
+        Args:
+            values: one per parameter.
+            pass_: user code.
+            call: (func, args, kwargs) -> the result of each PyTorch call; default :func:`written_out`.
 
         Raises:
             UnsupportedOperation: an operation that ran in the ordinary pass cannot run on these values.
         """
-        substituted = _Substitute(self.params, values)
+        substituted = _Substitute(self.params, values, call or written_out)
         with self._same_random_numbers(), sdpa_kernel(SDPBackend.MATH), substituted, translated("the network"):
-            return pass_()
+            out = pass_()
+        return map_tensors(out, substituted.swap)  # it may be a parameter, or a buffer that was written
 
     @contextmanager
     def _same_random_numbers(self) -> Iterator[None]:
@@ -82,8 +90,9 @@ def translated(what: str) -> Iterator[None]:
 class _Substitute(TorchFunctionMode):
     """Sees every PyTorch call of the pass and rewrites its arguments."""
 
-    def __init__(self, params: Tensors, values: Tensors):
+    def __init__(self, params: Tensors, values: Tensors, call: Call):
         super().__init__()
+        self._call = call
         self._params = {id(p) for p in params}
         # id -> (the tensor itself, so that its id is not reused; what stands in its place)
         self._instead = {id(p): (p, v) for p, v in zip(params, values, strict=True)}
@@ -93,10 +102,10 @@ class _Substitute(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         for target in _written(func, args, kwargs):
-            self._copy_before_write(target)
-        new_args, new_kwargs = map_tensors(args, self._swap), map_tensors(kwargs, self._swap)
+            self._copy_before_write(target, (args, kwargs))
+        new_args, new_kwargs = map_tensors(args, self.swap), map_tensors(kwargs, self.swap)
         with translated(getattr(func, "__name__", str(func))):
-            out = WRITTEN_OUT.get(func, func)(*new_args, **new_kwargs)
+            out = self._call(func, new_args, new_kwargs)
         given = {id(t) for t in tensors((new_args, new_kwargs))}
         for t in tensors(out):
             if id(t) not in given:
@@ -105,16 +114,26 @@ class _Substitute(TorchFunctionMode):
             out, lambda t: self._copied.get(id(t), t)
         )  # `buffer += 1` must bind the buffer, not its copy
 
-    def _swap(self, t: Tensor) -> Tensor:
+    def swap(self, t: Tensor) -> Tensor:
+        """What stands in the place of ``t``."""
         entry = self._instead.get(id(t))
         return t if entry is None else entry[1]
 
-    def _copy_before_write(self, target: Tensor) -> None:
+    def _copy_before_write(self, target: Tensor, arguments: Any) -> None:
         if id(target) in self._params:
             raise UnsupportedOperation("the closure writes into a parameter in place: do that outside the closure")
         old = id(target) not in self._instead and getattr(target, "_reprolib_pass", None) is not self._made_here
-        if old:
-            copy = target.clone()
+        # where complex numbers stand for values that move, a real tensor that is to take one must become complex
+        moved = self._call is not written_out and torch.is_grad_enabled()
+        moved = moved and any(self.swap(t).is_complex() for t in tensors(arguments))
+        widened = moved and target.is_floating_point() and not self.swap(target).is_complex()
+        if widened and target._is_view():
+            raise UnsupportedOperation(
+                "the closure writes a value that moves into a view of a constant: use cat or stack"
+            )
+        if old or widened:
+            copy = self.swap(target).clone()
+            copy = copy.to(copy.dtype.to_complex()) if widened else copy
             self._instead[id(target)], self._copied[id(copy)] = (target, copy), target
 
 
@@ -176,11 +195,25 @@ def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn
     return _affine(_normalised(input, dims, eps), weight, bias, list(normalized_shape))
 
 
+def _weights_first(norm: Callable) -> Callable:
+    """``torch.batch_norm`` and ``torch.instance_norm`` take the weights before the statistics."""
+
+    def reordered(input, weight, bias, running_mean, running_var, *rest, cudnn_enabled=None, **kwargs):
+        return norm(input, running_mean, running_var, weight, bias, *rest, **kwargs)
+
+    return reordered
+
+
+def written_out(func: Callable, args: tuple, kwargs: dict) -> Any:
+    """``func(*args, **kwargs)``, the fused norms in basic operations."""
+    return WRITTEN_OUT.get(func, func)(*args, **kwargs)
+
+
 WRITTEN_OUT: dict[Callable, Callable] = {
     F.batch_norm: _batch_norm,
-    torch.batch_norm: _batch_norm,
+    torch.batch_norm: _weights_first(_batch_norm),
     F.instance_norm: _instance_norm,
-    torch.instance_norm: _instance_norm,
+    torch.instance_norm: _weights_first(_instance_norm),
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
 }

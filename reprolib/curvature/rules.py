@@ -875,12 +875,45 @@ def _attention_with_dropout(
     return torch.matmul(F.dropout(torch.softmax(scores, -1), dropout_p), value)
 
 
+# The kernels' own names for the norms, with the arguments in their order. Nested forward mode of them is silently wrong.
+
+
+def _batch_norm_kernel(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=False):
+    return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _instance_norm_kernel(
+    input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled=False
+):
+    return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _layer_norm_kernel(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=False):
+    return F.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def _refused(name: str) -> Callable:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise UnsupportedOperation(f"{name} keeps its statistics as constants: call the norm of torch.nn.functional")
+
+    return refuse
+
+
 def _drops(args: tuple, kwargs: dict) -> bool:
     return bool(args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0))
 
 
+def _always(args: tuple, kwargs: dict) -> bool:
+    return True
+
+
 # function: (in which form it is written out, how)
 EXPANDED: dict[Callable, tuple[Callable[[tuple, dict], bool], Callable]] = {
-    F.multi_head_attention_forward: (lambda args, kwargs: True, _multi_head_attention),
+    F.multi_head_attention_forward: (_always, _multi_head_attention),
+    torch.batch_norm: (_always, _batch_norm_kernel),
+    torch.instance_norm: (_always, _instance_norm_kernel),
+    torch.layer_norm: (_always, _layer_norm_kernel),
+    torch.native_batch_norm: (_always, _refused("native_batch_norm")),
+    torch.native_layer_norm: (_always, _refused("native_layer_norm")),
     F.scaled_dot_product_attention: (_drops, _attention_with_dropout),
 }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from reprolib.curvature.model import CHOICES
 from reprolib.curvature.tree import inner
 from reprolib.errors import InvalidInput, NotDescent, UnknownName
 from reprolib.optim.step import Closure, Loss, open_model, skipped
@@ -43,6 +44,7 @@ class RED(torch.optim.Optimizer):
         factor: ``"corrected"``, or the paper's ``"eq10"`` or ``"line7"``, to see what they do.
         absolute: ``"per-sample"``, mean of |dᵀH_s d|, as Algorithm 1; ``"batch"``, |mean|, for the ablation.
         backend: of :func:`reprolib.curvature.expand`.
+        engine: further options of it, as ``{"products": "shared", "memory": "recompute", "batch_norm": "by-index"}``.
         check_every: how often the ⟨g, d⟩ invariant is checked (the first step always is).
 
     After each step ``diagnostics`` has 0-d tensors: ``loss`` (mean of the per-sample losses), ``objective`` (with the L²
@@ -68,6 +70,7 @@ class RED(torch.optim.Optimizer):
         factor: str = "corrected",
         absolute: str = "per-sample",
         backend: str = "tape",
+        engine: dict[str, str] | None = None,
         check_every: int = 100,
     ):
         if preconditioner not in PRECONDITIONERS:
@@ -84,6 +87,9 @@ class RED(torch.optim.Optimizer):
                 raise InvalidInput(f"{name} = {value}: it cannot be negative")
         if clamp is not None and not (len(clamp) == 3 and 0 < clamp[0] <= clamp[1] and clamp[2] > 0):
             raise InvalidInput(f"clamp = {clamp}: give (α, β, δ) with 0 < α ≤ β and δ > 0, for convergence in (½, 1)")
+        for name in engine or {}:
+            if name not in CHOICES:
+                raise UnknownName.among("engine", name, CHOICES)
         options = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -96,6 +102,7 @@ class RED(torch.optim.Optimizer):
             "factor": factor,
             "absolute": absolute,
             "backend": backend,
+            "engine": engine or {},
             "check_every": check_every,
         }
         super().__init__(params, options)
@@ -106,6 +113,8 @@ class RED(torch.optim.Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("diagnostics", {})
         self.__dict__.setdefault("skipped", 0)
+        for group in self.param_groups:
+            group.setdefault("engine", {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """A further group, with its own ``lr`` and ``weight_decay``; one curvature serves all, so the rest is shared."""
@@ -129,7 +138,9 @@ class RED(torch.optim.Optimizer):
         k, options = shared["step"] + 1, self.param_groups[0]
         beta1, beta3 = options["beta1"], options["beta3"]
         check = (k - 1) % options["check_every"] == 0
-        model = open_model(self, closure, loss, curvature="hessian", backend=options["backend"], check=check)
+        model = open_model(
+            self, closure, loss, curvature="hessian", backend=options["backend"], engine=options["engine"], check=check
+        )
         params = [p for group in self.param_groups for p in group["params"]]
         decay = [group["weight_decay"] for group in self.param_groups for _ in group["params"]]
 

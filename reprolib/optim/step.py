@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,13 @@ def open_model(
     *,
     curvature: str,
     backend: str,
+    engine: dict[str, Any],
     check: bool,
 ) -> LocalModel:
-    """The local model of the loss at the parameters of ``optimizer`` (all groups, in order)."""
+    """The local model of the loss at the parameters of ``optimizer`` (all groups, in order).
+
+    ``engine`` are options of the backend, as :func:`~reprolib.curvature.expand` has them.
+    """
     name = type(optimizer).__name__
     if closure is None:
         raise InvalidInput(
@@ -34,7 +39,7 @@ def open_model(
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if torch.is_autocast_enabled(params[0].device.type):
         raise InvalidInput(f"{name} does not run under autocast: second derivatives need the full precision")
-    return expand(closure, loss, params, curvature, backend, check=check)
+    return expand(closure, loss, params, curvature, backend, check=check, **engine)
 
 
 def skipped(optimizer: torch.optim.Optimizer, why: str) -> None:

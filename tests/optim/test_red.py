@@ -525,3 +525,19 @@ def test_cuda_takes_the_same_steps():
     a = train(net, batches, RED(net.parameters()))
     b = train(twin, [(x.cuda(), y.cuda()) for x, y in batches], RED(twin.parameters()))
     torch.testing.assert_close(a, [v.cpu() for v in b], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("engine", [{"products": "shared"}, {"memory": "recompute"}, {"batch_norm": "by-index"}])
+def test_the_engine_does_not_change_the_steps(engine):
+    ends = []
+    for options in (None, engine):
+        net, batches = random_net()
+        opt = RED(net.parameters(), engine=options)
+        train(net, batches, opt, 1)
+        ends.append([p.detach().clone() for p in net.parameters()])
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-9)
+
+
+def test_unknown_engine_options_are_refused():
+    with pytest.raises(UnknownName, match="engine"):
+        RED([torch.zeros(2, requires_grad=True)], engine={"product": "shared"})
