@@ -38,22 +38,30 @@ class Later:
 
     def recompute(self, recording: Recording, net: Network) -> dict[int, Tensor]:
         """Step 4 up to its T: the data of the nodes, and the adjoints of their values that pay for second derivatives."""
-        table: dict[int, Tensor] = {k: x.detach().requires_grad_(x.is_floating_point()) for k, x in self.cut.items()}
-        table |= {i: p.detach().requires_grad_() for i, p in enumerate(net.params)}
-        with torch.enable_grad():
-            for node in self._nodes:
-                outs = node.again(lambda v: table[v.id])  # noqa: B023
-                table |= {v.id: t for v, t in zip(node.out, outs, strict=True)}
-                for v in (*node.inputs(), *node.out):
-                    if v.kept:
-                        v.data = table[v.id].detach()
-            losses = table[recording.ends[1].id]
-            wanted = {k: get_gradient_edge(table[k]) for k in recording.places if k in self.made}
-            if not wanted:
-                return {}
-            weights = torch.full_like(losses, 1 / losses.numel())
-            found = torch.autograd.grad(losses, tuple(wanted.values()), weights, allow_unused=True)
-        return {k: x for k, x in zip(wanted, found, strict=True) if x is not None}
+        wanted = [k for k in recording.places if k in self.made]
+        return adjoints_again(self._nodes, self.cut, wanted, recording, net)
+
+
+def adjoints_again(
+    nodes: list[Node], cut: dict[int, Tensor], numbers: list[int], recording: Recording, net: Network
+) -> dict[int, Tensor]:
+    """Run recorded nodes once more, from the parameters and ``cut``: their data, and the adjoints of some values."""
+    table: dict[int, Tensor] = {k: x.detach().requires_grad_(x.is_floating_point()) for k, x in cut.items()}
+    table |= {i: p.detach().requires_grad_() for i, p in enumerate(net.params)}
+    with torch.enable_grad():
+        for node in nodes:
+            outs = node.again(lambda v: table[v.id])  # noqa: B023
+            table |= {v.id: t for v, t in zip(node.out, outs, strict=True)}
+            for v in (*node.inputs(), *node.out):
+                if v.kept:
+                    v.data = table[v.id].detach()
+        losses = table[recording.ends[1].id]
+        wanted = {k: get_gradient_edge(table[k]) for k in numbers}
+        if not wanted:
+            return {}
+        weights = torch.full_like(losses, 1 / losses.numel())
+        found = torch.autograd.grad(losses, tuple(wanted.values()), weights, allow_unused=True)
+    return {k: x for k, x in zip(wanted, found, strict=True) if x is not None}
 
 
 def split(nodes: list[Node], tensor: Callable[[int], Tensor]) -> Later:

@@ -123,15 +123,21 @@ hvp = autodiff.hvp
 def summary(net: Network, d: Tensors, groups: Sequence[Sequence[int]], third: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ψ(η) as in ``autodiff``, all groups in one walk (``blocks.py``).
 
-    By repeated reverse mode instead where a node has no rule, and where the graph, which has the adjoints, is gone.
+    The adjoints come from the graph of the pass, or, where :func:`gradient` has freed it, from running the nodes again.
+    Where a node has no rule, by repeated reverse mode instead.
     """
     r: Recording = net.recording
-    if net.graph is None or r.later is not None or any(node.rule is None for node in r.nodes):
+    if any(node.rule is None for node in r.nodes):
         return autodiff.summary(net, d, groups, third)
-    losses = net.graph[1]
-    weights = torch.full_like(losses, 1 / losses.numel())
-    found = torch.autograd.grad(losses, tuple(r.graph.values()), weights, retain_graph=True, allow_unused=True)
-    adjoints = {k: x for k, x in zip(r.graph, found, strict=True) if x is not None} | {r.ends[1].id: weights}
+    weights = d[0].new_full((r.batch,), 1 / r.batch)
+    if net.graph is None or r.later is not None:
+        made = [v.id for node in r.nodes for v in node.out]
+        adjoints = recompute.adjoints_again(r.nodes, {}, made, r, net)
+    else:
+        edges = tuple(r.graph.values())
+        found = torch.autograd.grad(net.graph[1], edges, weights, retain_graph=True, allow_unused=True)
+        adjoints = {k: x for k, x in zip(r.graph, found, strict=True) if x is not None}
+    adjoints[r.ends[1].id] = weights
     walk = Blockwise(d, groups, adjoints, third)
     with torch.no_grad():
         for i, node in enumerate(r.nodes):

@@ -43,15 +43,15 @@ def lenet_dense(pixels: int = 784, classes: int = 10) -> nn.Module:
     return dense([pixels, 300, 100, classes], nn.Tanh)
 
 
-def lenet5(classes: int = 10) -> nn.Module:
+def lenet5(classes: int = 10, pool: Callable[[int], nn.Module] = nn.AvgPool2d) -> nn.Module:
     """LeNet-5 for 28×28 images (LeCun et al., 1998): tanh and average pooling, so twice differentiable."""
     return nn.Sequential(
         nn.Conv2d(1, 6, 5, padding=2),
         nn.Tanh(),
-        nn.AvgPool2d(2),
+        pool(2),
         nn.Conv2d(6, 16, 5),
         nn.Tanh(),
-        nn.AvgPool2d(2),
+        pool(2),
         dense([400, 120, 84, classes], nn.Tanh),
     )
 

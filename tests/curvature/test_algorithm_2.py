@@ -364,3 +364,19 @@ def test_recomputing_does_not_advance_batch_norm_again():
     before = {k: v.clone() for k, v in net.state_dict().items()}
     model.curvature(model.gradient)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+@pytest.mark.parametrize("network", ["mlp", "dropout", "batch-norm", "attention"])
+def test_summary_after_the_gradient_has_freed_the_graph(network, memory):
+    answers = []
+    for early in (False, True):
+        torch.manual_seed(0)
+        c = case(network)
+        torch.manual_seed(1)
+        model = expand(c.closure, c.loss, c.params, memory=memory)
+        if early:
+            assert model.gradient is not None
+        answers.append(model.summary(c.d))
+    for a, b in zip(*answers, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
