@@ -4,6 +4,7 @@
 # ONLY=red/derivation      only the chapters whose name starts with this     (all)
 # FORCE=1                  execute again even where nothing changed
 # JOBS=2  THREADS=1        chapters at a time, threads for each
+# DEVICE=cpu|cuda          where make bench measures                         (cpu)
 # TORCH=cpu|cuda           which build of PyTorch to install; without it, the one that pip finds
 # LAB=--no-browser         options for JupyterLab in make notebook
 # PYTHON=python3.11        the interpreter that makes .venv
@@ -14,6 +15,8 @@ ONLY   ?=
 FORCE  ?=
 JOBS   ?= 2
 THREADS ?= 1
+DEVICE ?= cpu
+ROUNDS ?= 7
 TORCH  ?=
 LAB    ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -34,12 +37,12 @@ TESTENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONHASH
 # PyTorch's own index for the build without CUDA; its default on PyPI comes with CUDA on Linux
 TORCH_INDEX ?= $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: help book test test-deep references readme mutants notebook lint clean install constraints
+.PHONY: help book test test-deep bench references readme mutants notebook lint clean install constraints
 .DEFAULT_GOAL := help
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
-	@echo; sed -n '3,9s/^# /  /p' Makefile
+	@echo; sed -n '3,10s/^# /  /p' Makefile
 
 book: $(READY) ## execute the chapters and build the book under build/html
 	@$(BOOK) build $(CHOICE)
@@ -54,7 +57,12 @@ test: $(READY) ## unit and property tests, doctests, notebooks, numbers, pages
 test-deep: $(READY) ## the property tests with many more examples
 	@$(TESTENV) HYPOTHESIS_PROFILE=deep $(PYTEST) --dist worksteal
 
+bench: $(VENV)/.peers ## measure what curvature costs, here and in other libraries (a quarter of an hour)
+	@$(TESTENV) $(PY) -m reprolib bench curvature --device "$(DEVICE)" --threads $(THREADS) --rounds $(ROUNDS) \
+	  --write book/records/curvature-cost.$(firstword $(subst :, ,$(DEVICE)))
+
 references: $(READY) ## write the reference notebooks and numbers that make test compares with
+	@$(PY) -m tests.curvature.support
 	@$(BOOK) references --only "$(ONLY)" --jobs "$(JOBS)" $(if $(filter-out 0,$(FORCE)),--force)
 
 readme: $(READY) ## write the picture and the status table of the README anew from the records
@@ -76,7 +84,7 @@ install: $(READY) ## only create .venv with the pinned packages
 
 constraints: ## write constraints.txt anew from the newest versions that fit pyproject.toml
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip -q install '.[book,test,dev]'
+	build/pins/bin/python -m pip -q install '.[book,test,dev,peers]'
 	build/pins/bin/python -m pip freeze --exclude reprolib | sed 's/+cpu$$//; s/+cu[0-9]*$$//' | grep -v '^nvidia-\|^triton' > constraints.txt
 	rm -rf build/pins
 
@@ -94,6 +102,12 @@ $(VENV)/.torch-$(TORCH): constraints.txt | $(PY)
 $(READY): pyproject.toml constraints.txt | $(PY) $(if $(TORCH),$(VENV)/.torch-$(TORCH))
 	@echo "install: the pinned packages into $(VENV) (a few minutes the first time)"
 	@$(PIP) -q install -c constraints.txt -e '.[book,test]'
+	@touch $@
+
+# torchvision, which BackPACK imports, has to be of the same build as torch
+$(VENV)/.peers: $(READY)
+	@$(if $(TORCH_INDEX),$(PIP) install -c constraints.txt --no-deps $(TORCH_INDEX) torchvision)
+	@$(PIP) -q install -c constraints.txt -e '.[peers]'
 	@touch $@
 
 $(VENV)/.dev: $(READY)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from pathlib import Path
 
 import click
@@ -63,10 +66,9 @@ def verify(replay: bool) -> None:
 
 
 def _all():
-    from reprolib.lab.record import Record, folder
+    from reprolib.lab.record import Record, published
 
-    for path in sorted(folder().glob("*.json")):
-        name, _, scale = path.stem.rpartition(".")
+    for name, scale in published():
         yield Record.load(name, scale)
 
 
@@ -80,20 +82,32 @@ def bench() -> None:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--rounds", default=7, show_default=True, help="the median over so many interleaved rounds is shown")
-@click.option("--write", type=click.Path(path_type=Path), help="also write the rows with their provenance, as JSON")
+@click.option(
+    "--write", type=click.Path(path_type=Path), help="also write the rows to PATH.csv, their provenance to PATH.json"
+)
 def curvature(names: tuple[str, ...], device: str, threads: int, rounds: int, write: Path | None) -> None:
     """Time and peak memory of curvature, in gradients of the same network and batch."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which counts the memory, announces itself
     import torch
 
-    from reprolib.lab.bench import NETWORKS, measure, record
+    from reprolib.lab.bench import NETWORKS, Costs, measure
+
+    def progress(line: str) -> None:
+        click.echo(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, err=True, nl=not sys.stderr.isatty())
 
     torch.set_num_threads(threads)
-    rows = []
+    start, rows = time.process_time(), []
     for name in names or NETWORKS:
-        for row in measure(name, device=device, rounds=rounds):
+        for row in measure(name, device=device, rounds=rounds, say=progress):
             rows.append(row)
             click.echo(
-                f"{name:9} {row['quantity']:46} time {row['time']:5.2f} (±{row['spread'] / 2:.2f})  memory {row['memory']:5.2f}"
+                f"{name:9} {row['quantity']:27} {row['library']:20} "
+                + (
+                    row.get("note")
+                    or (
+                        f"time {row['time']:6.2f} (±{row['spread'] / 2:.2f})  memory {row['memory']:6.2f}  error {row['error']:.0e}"
+                    )
+                )
             )
-    if write:
-        record(rows, device, write)
+        if write:  # after each network: what is there is not lost if somebody stops it
+            Costs.of(rows, device, rounds, (time.process_time() - start) / 60).save(write)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from reprolib.lab.methods import METHODS
@@ -71,6 +72,24 @@ def band(ax: Axes, table: pd.DataFrame, y: str, *, method: str, label: str | Non
     x = over_seeds.index.to_numpy(dtype=float)
     ax.plot(x, over_seeds["mean"], color=COLOURS[method], label=label)
     ax.fill_between(x, over_seeds["min"], over_seeds["max"], color=COLOURS[method], alpha=0.2, linewidth=0)
+
+
+def dots(
+    ax: Axes, values: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]], spread: pd.DataFrame | None = None
+) -> None:
+    """A row per index of ``values``, a marker per column (keywords of ``Axes.errorbar``), with a bar as long as its spread.
+
+    The columns lie one below the other within a row, so that equal values do not hide each other.
+    """
+    rows = np.arange(len(values))
+    for shift, (column, style) in zip(np.linspace(-0.3, 0.3, len(styles)), styles.items(), strict=True):
+        bar = None if spread is None else spread[column].to_numpy(float) / 2
+        marker = {"ls": "none", "ms": 5, "elinewidth": 1, **style}
+        ax.errorbar(values[column].to_numpy(float), rows + shift, xerr=bar, **marker)
+    ax.hlines(rows[1:] - 0.5, 0, 1, transform=ax.get_yaxis_transform(), color=NEUTRAL, alpha=0.4, lw=0.6)
+    ax.grid(axis="y", visible=False)
+    ax.set_yticks(rows, list(values.index))
+    ax.set_ylim(len(rows) - 0.5, -0.5)
 
 
 ROWS = {"loss": "training loss", "step": "step", "test_loss": "test loss", "test_error": "test error in %"}

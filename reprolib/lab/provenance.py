@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,15 +16,15 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Device, numerical modes, threads, versions, commit and date, as JSON data; no path and no host name."""
+def environment(device: str | torch.device = "cpu", also: Iterable[str] = ()) -> dict[str, Any]:
+    """Device, numerical modes, threads, versions (of the packages ``also`` too), commit and date; no path, no host name."""
     device = torch.device(device)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
         "threads": torch.get_num_threads(),
         "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
-        "versions": {name: _version(name) for name in ("reprolib", "torch", "numpy", "pandas")}
+        "versions": {name: _version(name) for name in ("reprolib", "torch", "numpy", "pandas", *also)}
         | {"python": platform.python_version(), "cuda": torch.version.cuda},
         "commit": commit(),
     }

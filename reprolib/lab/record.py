@@ -29,6 +29,12 @@ def folder() -> Path:
     return Path(os.environ.get("REPROLIB_RECORDS") or Path(__file__).resolve().parents[2] / "book" / "records")
 
 
+def published(where: Path | None = None) -> list[tuple[str, str]]:
+    """Name and scale of every record (a benchmark in the same folder has a device where these have their scale)."""
+    stems = [path.stem.rpartition(".") for path in sorted((where or folder()).glob("*.json"))]
+    return [(name, scale) for name, _, scale in stems if scale in SCALES]
+
+
 @dataclass
 class Record:
     """The result of an experiment at a scale. ``notes`` is what the experiment itself wants to keep (selections, say)."""
@@ -64,9 +70,9 @@ class Record:
         where.mkdir(parents=True, exist_ok=True)
         csv, meta = _paths(where, self.name, self.scale)
         table = self.table.drop(columns=list(DESCRIPTION))
-        _write(csv, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        write(csv, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
         content = {"format": FORMAT, "name": self.name, "scale": self.scale, "notes": self.notes, "runs": self.runs}
-        _write(meta, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write(meta, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         return meta
 
     @classmethod
@@ -152,7 +158,8 @@ def _paths(where: Path, name: str, scale: str) -> tuple[Path, Path]:
     return where / f"{name}.{scale}.csv", where / f"{name}.{scale}.json"
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+REPRODUCED, PARTLY, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "partly", "not reproduced", "inconclusive"
 SEEDS_FOR_A_MEAN = 5
 
 
@@ -21,3 +21,12 @@ def by_seed(holds: Sequence[bool]) -> str:
     if share >= 1 - margin:
         return REPRODUCED
     return NOT_REPRODUCED if share <= margin else INCONCLUSIVE
+
+
+def over_cases(holds: Sequence[bool]) -> str:
+    """The verdict on a statement about each of several cases, such as networks, that do not depend on chance.
+
+    >>> over_cases([True, True]), over_cases([True, False]), over_cases([False, False])
+    ('reproduced', 'partly', 'not reproduced')
+    """
+    return REPRODUCED if all(holds) else PARTLY if any(holds) else NOT_REPRODUCED

@@ -14,7 +14,7 @@ from reprolib.lab import Record, Run, execute, train
 from reprolib.lab import methods as methods_module
 from reprolib.lab.experiments import conduct, red_first_results
 from reprolib.lab.methods import METHODS
-from reprolib.lab.record import run_of
+from reprolib.lab.record import published, run_of
 from reprolib.lab.replay import differences
 from reprolib.lab.train import first_losses
 from reprolib.lab.verdict import by_seed
@@ -154,12 +154,9 @@ def test_a_changed_behaviour_is_noticed_by_the_replay(tmp_path):
 
 def test_published_records_belong_to_this_code():
     """Every committed record: its runs have today's versions, and those on digits still start the same way."""
-    from reprolib.lab.record import folder
-
-    found = sorted(folder().glob("*.json"))
+    found = published()
     assert found
-    for path in found:
-        name, _, scale = path.stem.rpartition(".")
+    for name, scale in found:
         record = Record.load(name, scale)
         assert record.stale() == []
         here = {k: r for k, r in record.runs.items() if task(r["specification"]["task"]).dataset == "digits"}
