@@ -287,7 +287,10 @@ class LocalModel:
         """C d, a tuple like ``params``: ∇²J d, or AᵀΛA d."""
         d = like(d, self._params)
         if self.operator == "hessian":
-            gradient, answer = self._backend.hvp(self._kept(), d)
+            net = self._kept()
+            if not (self._retain or self._check):
+                net.graph = net.recording = None  # the product runs the network again: two graphs need not live at once
+            gradient, answer = self._backend.hvp(net, d)
             if self._check:
                 self._verify(d, inner(gradient, d))
         else:

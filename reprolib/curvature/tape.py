@@ -90,10 +90,12 @@ def gradient(net: Network, losses: Tensor, retain_graph: bool) -> tuple[Tensor, 
     """∇J, and in the same backward pass the adjoints that second derivatives will be paid with."""
     r: Recording = net.recording
     weights = torch.full_like(losses, 1 / losses.numel())
-    wanted = (*net.params, *r.edges.values())
+    numbers, wanted = tuple(r.edges), (*net.params, *r.edges.values())
     found = torch.autograd.grad(losses, wanted, weights, retain_graph=retain_graph, allow_unused=True)
     own, adjoints = found[: len(net.params)], found[len(net.params) :]
-    r.adjoints = {k: x for k, x in zip(r.edges, adjoints, strict=True) if x is not None}
+    if not retain_graph:
+        r.graph = r.edges = {}
+    r.adjoints = {k: x for k, x in zip(numbers, adjoints, strict=True) if x is not None}
     return tuple(torch.zeros_like(p) if g is None else g for p, g in zip(net.params, own, strict=True))
 
 
