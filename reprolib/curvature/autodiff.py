@@ -55,9 +55,14 @@ def hvp(net: Network, d: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...
     """(∇J, ∇²J d): the gradient, differentiated once more along d in reverse mode (Pearlmutter, 1994)."""
     with torch.enable_grad():
         leaves = tuple(p.detach().requires_grad_() for p in net.at)
-        g = _grad(net.losses(*leaves).mean(), leaves, create_graph=True)
-        with translated("the gradient of the network"):
-            return tuple(x.detach() for x in g), _grad(g, leaves, d)
+        return twice(net.losses(*leaves), leaves, d)
+
+
+def twice(losses: Tensor, at: Tensors, d: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """(∇J, ∇²J d) from the graph of the losses (B,) over the leaves ``at``."""
+    with torch.enable_grad(), translated("the gradient of the network"):
+        g = _grad(losses.mean(), at, create_graph=True)
+        return tuple(x.detach() for x in g), _grad(g, at, d)
 
 
 def summary(net: Network, d: Tensors, groups: Sequence[Sequence[int]], third: bool) -> tuple[Tensor, Tensor, Tensor]:

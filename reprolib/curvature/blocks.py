@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 from torch.func import jvp as forward
 
-from reprolib.curvature.recorder import Node, Value
+from reprolib.curvature.recorder import Node, Value, reader
 from reprolib.curvature.tree import Tensors
 
 Groups = tuple[int, ...]
@@ -143,7 +143,7 @@ class Blockwise:
         bends: list[bool] = []
 
         def rule(at: Node, *moved: Tensor):
-            y, s = at.rule.apply(at, _reader(dict(zip(slots, moved, strict=True))), True)  # type: ignore[union-attr]
+            y, s = at.rule.apply(at, reader(dict(zip(slots, moved, strict=True))), True)  # type: ignore[union-attr]
             bends.append(s is not None)
             return (_tuple(y), s) if s is not None else (_tuple(y), ())
 
@@ -184,7 +184,7 @@ class Blockwise:
     def _through(self, node: Node, v: Value, blocks: Blocks) -> tuple[Groups, Any]:
         """DF along one argument."""
         ids, dx = blocks
-        y = vmap(lambda z: _tuple(node.rule.apply(node, _reader({v.id: z}), False)[0]))(dx)  # type: ignore[union-attr]
+        y = vmap(lambda z: _tuple(node.rule.apply(node, reader({v.id: z}), False)[0]))(dx)  # type: ignore[union-attr]
         return ids, y if len(y) > 1 else y[0]
 
     def _pay(self, rows: Tensor, columns: Tensor, i: Groups, j: Groups) -> None:
@@ -238,15 +238,6 @@ def _third(node: Node, v: Value, f1: Tensor) -> Tensor:
         return second if isinstance(second, Tensor) else data[0].new_full((), second)
 
     return forward(bend, tuple(kept.values()), tuple(moves[k](t) for k, t in kept.items()))[1]
-
-
-def _reader(table: dict[int, Tensor]) -> Callable[[Any], Any]:
-    def read(x: Any) -> Any:
-        if isinstance(x, Value):
-            return table.get(x.id)
-        return [read(y) for y in x] if type(x) in (tuple, list) else None
-
-    return read
 
 
 def _tuple(x: Any) -> tuple[Tensor, ...]:

@@ -44,6 +44,7 @@ class Options:
     memory: str
     batch_norm: str
     retain: bool
+    check: bool
 
     def __post_init__(self):
         if self.curvature not in OPERATORS:
@@ -76,13 +77,13 @@ class Network:
         options: Options | None = None,
     ):
         self.closure, self.loss, self.params = closure, loss, tuple(params)
-        self.options = options or Options("hessian", "autodiff", "plain", "store", "exact", True)
+        self.options = options or Options("hessian", "autodiff", "plain", "store", "exact", True, True)
         self._repeat = Repeat(params)  # before the first pass: it keeps the random state
         self.at = tuple(p.detach() for p in params)
         self.recording: Any = None  # what the backend keeps of the ordinary pass
 
         self.graph: tuple[Tensor, Tensor] | None = None  # outputs and losses of it, with autograd's graph
-        self._gradient: tuple[Tensor, ...] | None = None
+        self.known: tuple[Tensor, ...] | None = None  # ∇J, if somebody has taken it
 
     @property
     def backend(self) -> ModuleType:
@@ -91,14 +92,14 @@ class Network:
 
     def gradient(self) -> tuple[Tensor, ...]:
         """∇J. Where nothing else can be asked of the graph, taking the gradient frees it."""
-        if self._gradient is None:
+        if self.known is None:
             assert self.graph is not None
             losses = self.graph[1]
             keep = self.options.retain or self.options.curvature == "ggn"
-            self._gradient = self.backend.gradient(self, losses, keep)
+            self.known = self.backend.gradient(self, losses, keep)
             if not keep:
                 self.graph = None
-        return self._gradient
+        return self.known
 
     def pull_back(self, w: Tensor) -> tuple[Tensor, ...]:
         """Aᵀ w, by the graph of the ordinary pass, or one of another pass if that is gone."""
@@ -170,8 +171,8 @@ def expand(
     answer needs the network again, it is run without further effects.
 
     Args:
-        closure: () -> outputs (B, ...). With ``tape`` it is run once, but again for ``product`` of the Hessian and for
-            ``summary``; with ``autodiff`` for every answer. Then it must be repeatable.
+        closure: () -> outputs (B, ...). With ``tape`` it is run once, but again where ``product`` of the Hessian
+            meets fused attention; with ``autodiff`` for every answer. Then it must be repeatable.
         loss: outputs -> per-sample losses (B,); (B, T, ...) is averaged over the later axes. ``None``: the closure
             itself returns the losses (then nothing that needs the outputs can be answered, so no GGN).
         params: θ, distinct floating-point leaves that require grad. A parameter the network does not use counts as zero.
@@ -191,7 +192,7 @@ def expand(
     Raises:
         InvalidInput, UnknownName: arguments that cannot be used.
     """
-    options = Options(curvature, backend, products, memory, batch_norm, retain)
+    options = Options(curvature, backend, products, memory, batch_norm, retain, check)
     if curvature == "ggn" and loss is None:
         raise InvalidInput(
             "the GGN needs the outputs and the loss apart: pass the closure that returns the outputs, and loss"
@@ -202,7 +203,7 @@ def expand(
         net.graph = outputs, losses = net.backend.run(net)
     if not losses.requires_grad:
         raise InvalidInput("the losses depend on none of the parameters: is something detached, or under no_grad?")
-    return LocalModel(net, outputs, losses, check)
+    return LocalModel(net, outputs, losses)
 
 
 class LocalModel:
@@ -215,11 +216,11 @@ class LocalModel:
     read before stays.
     """
 
-    def __init__(self, net: Network, outputs: Tensor, losses: Tensor, check: bool):
+    def __init__(self, net: Network, outputs: Tensor, losses: Tensor):
         self.losses: Tensor = losses.detach()  # (B,)
         self.loss: Tensor = self.losses.mean()  # ()
         self.operator = net.options.curvature
-        self._params, self._backend, self._retain, self._check = net.params, net.backend, net.options.retain, check
+        self._params, self._backend, self._options = net.params, net.backend, net.options
         self._net: Network | None = net
         self._outputs = None if net.loss is None else outputs.detach()
         self._losses_of = net.losses_of
@@ -287,11 +288,8 @@ class LocalModel:
         """C d, a tuple like ``params``: ∇²J d, or AᵀΛA d."""
         d = like(d, self._params)
         if self.operator == "hessian":
-            net = self._kept()
-            if not (self._retain or self._check):
-                net.graph = net.recording = None  # the product runs the network again: two graphs need not live at once
-            gradient, answer = self._backend.hvp(net, d)
-            if self._check:
+            gradient, answer = self._backend.hvp(self._kept(), d)
+            if self._options.check:
                 self._verify(d, inner(gradient, d))
         else:
             answer = self._kept().pull_back(self.loss_hvp(self._tangent(d)))
@@ -352,13 +350,13 @@ class LocalModel:
         return self._net
 
     def _answered(self) -> None:
-        if not self._retain:
+        if not self._options.retain:
             self.close()
 
     def _tangent(self, d: Tensors) -> Tensor:
         net = self._kept()
         tangent = self._backend.jvp(net, d) if self._outputs is not None else self.outputs
-        if self._check:
+        if self._options.check:
             self._verify(d, torch.sum(self.loss_gradient * tangent))
         return tangent
 
@@ -372,7 +370,7 @@ class LocalModel:
 
     def _verify(self, d: Tensors, slopes: Tensor, losses: Tensor | None = None) -> None:
         """The tangent of the mean loss must be ⟨∇J, d⟩: what escaped the replay would be missing from it."""
-        if not self._check:
+        if not self._options.check:
             return
         tolerance = 10 * math.sqrt(torch.finfo(self.losses.dtype).eps)
         if losses is not None:

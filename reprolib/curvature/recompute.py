@@ -15,7 +15,7 @@ half. In matrix products this is 7/3 of a gradient, not the 2 of Theorem 1 (E-re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,9 +64,12 @@ def adjoints_again(
     return {k: x for k, x in zip(wanted, found, strict=True) if x is not None}
 
 
-def split(nodes: list[Node], tensor: Callable[[int], Tensor]) -> Later:
-    """Cut where half of the bytes of the activations are reached, and forget the data of the second half."""
-    made = [sum(t.numel() * t.element_size() for t in (tensor(v.id) for v in node.out)) for node in nodes]
+def split(nodes: list[Node], paid: Collection[int], tensor: Callable[[int], Tensor]) -> Later:
+    """Cut where half of the bytes are reached, of the values that a rule reads and of the adjoints of those that are ``paid``;
+    forget the data of the second half.
+    """
+    read = {v.id for node in nodes for v in (*node.inputs(), *node.out) if v.kept}
+    made = [sum(((v.id in read) + (v.id in paid)) * tensor(v.id).nbytes for v in node.out) for node in nodes]
     total, start = sum(made), 0
     while start < len(nodes) and 2 * sum(made[: start + 1]) <= total:
         start += 1

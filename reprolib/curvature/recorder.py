@@ -206,6 +206,17 @@ class Tape(TorchFunctionMode):
         return new
 
 
+def reader(table: dict[int, Any]) -> Callable[[Any], Any]:
+    """The entries of ``table`` at the recorded values in nested tuples and lists; ``None`` at all else."""
+
+    def read(x: Any) -> Any:
+        if isinstance(x, Value):
+            return table.get(x.id)
+        return [read(y) for y in x] if type(x) in (tuple, list) else None
+
+    return read
+
+
 _OUT_OF_PLACE = {"relu_": "relu", "tanh_": "tanh", "sigmoid_": "sigmoid", "exp_": "exp"} | {
     op: name
     for name in ("add", "sub", "mul", "div")

@@ -29,10 +29,11 @@ import torch
 from torch import Tensor
 from torch.func import jvp as forward
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from reprolib.curvature import autodiff, recompute
 from reprolib.curvature.blocks import Blockwise
-from reprolib.curvature.recorder import Node, Tape, Value
+from reprolib.curvature.recorder import Node, Tape, Value, reader
 from reprolib.curvature.samples import locate
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import UnsupportedOperation
@@ -64,7 +65,7 @@ class Recording:
             self.places = {k: before for k in tape.products if (before := found.get(k)) is not None}
             self.edges = {k: tape.edges[k] for k in self.places}
             if net.options.memory == "recompute":
-                self.later = recompute.split(self.nodes, tape.tensor)
+                self.later = recompute.split(self.nodes, self.places, tape.tensor)
                 self.edges = {k: v for k, v in self.edges.items() if k not in self.later.made}
         self.last_use = {v.id: i for i, node in enumerate(self.nodes) for v in node.inputs()}
         self.last_use |= {v.id: len(self.nodes) for v in self.ends}  # never: they are the answer
@@ -119,7 +120,18 @@ def second(net: Network, d: Tensors, e: Tensors) -> tuple[Tensor | None, Tensor,
     return None, *_curvature(net, d, free=not net.options.retain)
 
 
-hvp = autodiff.hvp
+def hvp(net: Network, d: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """(∇J, ∇²J d): the graph of the pass, differentiated twice in reverse mode; by another pass where it cannot be."""
+    fused = any(node.func is scaled_dot_product_attention for node in net.recording.nodes)  # no second derivative
+    graph = None if fused else net.graph
+    if not net.options.retain and (graph or not net.options.check):
+        net.graph = net.recording = None  # what is not needed any more
+    if graph is None:
+        return autodiff.hvp(net, d)
+    gradient, answer = autodiff.twice(graph[1], net.params, d)
+    if not net.options.retain:
+        net.known = gradient  # else gradient() takes the adjoints along
+    return gradient, answer
 
 
 def summary(net: Network, d: Tensors, groups: Sequence[Sequence[int]], third: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,7 +214,7 @@ class Replay:
         return table[end.id] if end.id in table else self.paid.new_zeros(end.shape)
 
     def _advance(self, node: Node, adjoints: dict[int, Tensor], free: bool) -> None:
-        t, u = _reader(self.first), _reader(self.second) if self.curved else None
+        t, u = reader(self.first), reader(self.second) if self.curved else None
         ys, ss = node.rule.advance(node, t, u) if node.rule else fallback(node, t, u)
         for k, v in enumerate(node.out):
             self.first[v.id] = _item(ys, k)  # type: ignore[assignment]
@@ -220,15 +232,6 @@ class Replay:
         split = (before, self.recording.batch, -1)
         parts = torch.einsum("ksi,ksi->s", adjoint.reshape(split), s.expand(adjoint.shape).reshape(split))
         self.paid += self.recording.batch * parts
-
-
-def _reader(table: dict[int, Tensor]) -> Callable[[Any], Any]:
-    def read(x: Any) -> Any:
-        if isinstance(x, Value):
-            return table.get(x.id)
-        return [read(y) for y in x] if type(x) in (tuple, list) else None
-
-    return read
 
 
 def fallback(node: Node, t: Callable, u: Callable | None) -> tuple[Any, Any]:

@@ -40,7 +40,7 @@ LAYERS = {
     "pool": lambda x, w, b: F.avg_pool1d(F.linear(x, w, b)[:, None], 3, stride=1, padding=1)[:, 0],
     "concatenation": lambda x, w, b: F.linear(torch.cat([x, torch.sin(x)], 1), torch.cat([w, w.T], 1), b),
     "samples last": lambda x, w, b: (w @ x.T).T + b,
-    "tokens": lambda x, w, b: F.linear(x.view(12, 2), w[:2, :2], b[:2]).reshape(6, 2, 2).transpose(1, 2).flatten(1),
+    "tokens": lambda x, w, b: F.linear(x.reshape(12, 2), w[:2, :2], b[:2]).reshape(6, 2, 2).transpose(1, 2).flatten(1),
     "heads": lambda x, w, b: heads(F.linear(x, torch.cat([w, w.T, w * b]))),
     "attention over samples": lambda x, w, b: torch.softmax(F.linear(x, w) @ x.T, 1) @ x + b,
     "mean over samples": lambda x, w, b: F.linear(x - x.mean(0), w, b),
