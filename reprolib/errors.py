@@ -54,6 +54,10 @@ class ModelConsumed(ReprolibError, RuntimeError):
     """A local model was asked again after it freed its memory (``retain=True`` keeps it)."""
 
 
+class RankFailed(ReprolibError, RuntimeError):
+    """Another process of a data-parallel step raised; its message is in its own log."""
+
+
 class NotDescent(ReprolibError, ValueError):
     """A direction d with <gradient, d> <= 0, where the method needs descent along -d."""
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from reprolib.curvature import autodiff, complexstep, finitediff, tape
 from reprolib.curvature.replay import Call, Repeat
@@ -23,6 +24,10 @@ from reprolib.errors import (
     UnsupportedOperation,
     UntrackedOperation,
 )
+
+Closure = Callable[[], Tensor]
+Loss = Callable[[Tensor], Tensor]
+Pair = tuple[Closure, Loss | None]
 
 BACKENDS: dict[str, ModuleType] = {
     "autodiff": autodiff,
@@ -71,8 +76,8 @@ class Network:
 
     def __init__(
         self,
-        closure: Callable[[], Tensor],
-        loss: Callable[[Tensor], Tensor] | None,
+        closure: Closure,
+        loss: Loss | None,
         params: Tensors,
         options: Options | None = None,
     ):
@@ -153,8 +158,8 @@ class Network:
 
 
 def expand(
-    closure: Callable[[], Tensor],
-    loss: Callable[[Tensor], Tensor] | None,
+    closure: Closure | Sequence[Pair],
+    loss: Loss | None,
     params: Sequence[Tensor],
     curvature: str = "hessian",
     backend: str = "tape",
@@ -164,6 +169,7 @@ def expand(
     batch_norm: str = "exact",
     retain: bool = False,
     check: bool = True,
+    ranks: bool = True,
 ) -> LocalModel:
     """Expand J(θ) = (1/B) Σ_s ℓ(f(x_s; θ), y_s) around the present parameters.
 
@@ -172,7 +178,9 @@ def expand(
 
     Args:
         closure: () -> outputs (B, ...). With ``tape`` it is run once, but again where ``product`` of the Hessian
-            meets fused attention; with ``autodiff`` for every answer. Then it must be repeatable.
+            meets fused attention; with ``autodiff`` for every answer. Then it must be repeatable. Or a sequence of
+            (closure, loss) pairs, the micro-batches of one batch, of which one at a time is in memory
+            (:class:`~reprolib.curvature.parts.Parts`); ``loss`` is ``None`` then.
         loss: outputs -> per-sample losses (B,); (B, T, ...) is averaged over the later axes. ``None``: the closure
             itself returns the losses (then nothing that needs the outputs can be answered, so no GGN).
         params: θ, distinct floating-point leaves that require grad. A parameter the network does not use counts as zero.
@@ -188,17 +196,49 @@ def expand(
             batch. Their means agree; the latter is cheaper.
         retain: keep what the first pass stored after the first directional answer (see :class:`LocalModel`).
         check: compare each answer's tangent of the mean loss with ⟨∇J, d⟩ (one synchronisation with the device).
+        ranks: where ``torch.distributed`` is initialised, J is the mean over the samples of all processes, and every
+            process must take the same steps (:class:`~reprolib.curvature.parts.Parts`). ``False``: of this one's.
 
     Raises:
         InvalidInput, UnknownName: arguments that cannot be used.
     """
     options = Options(curvature, backend, products, memory, batch_norm, retain, check)
-    if curvature == "ggn" and loss is None:
-        raise InvalidInput(
-            "the GGN needs the outputs and the loss apart: pass the closure that returns the outputs, and loss"
-        )
     params = _checked(params)
-    net = Network(closure, loss, params, options)
+    world = dist.get_world_size() if ranks and dist.is_available() and dist.is_initialized() else 1
+    if world == 1 and len(pairs := pairs_of(closure, loss, curvature)) == 1:
+        return opened(Network(*pairs[0], params, options))
+    from reprolib.curvature.parts import Parts  # it builds on this module
+
+    return Parts(closure, loss, params, options, world)
+
+
+def pairs_of(closure: Closure | Sequence[Pair], loss: Loss | None, curvature: str) -> list[Pair]:
+    """The (closure, loss) pairs that :func:`expand` was given; :class:`InvalidInput` if it cannot use them."""
+    if callable(closure):
+        pairs: list[Pair] = [(closure, loss)]
+    elif not isinstance(closure, Sequence):
+        raise InvalidInput(
+            f"closure is a {type(closure).__name__}: give a function, or a list of (closure, loss) pairs"
+        )
+    elif loss is not None:
+        raise InvalidInput("with a sequence of (closure, loss) pairs each has its own loss: leave loss out (None)")
+    else:
+        pairs = list(closure)
+    if not pairs:
+        raise InvalidInput("the sequence of (closure, loss) pairs is empty: there is no loss to expand")
+    for i, pair in enumerate(pairs):
+        ends = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
+        if not callable(ends[0]) or not (ends[1] is None or callable(ends[1])):
+            raise InvalidInput(f"part {i} is no (closure, loss) pair of functions: {pair!r:.80}")
+        if curvature == "ggn" and ends[1] is None:
+            raise InvalidInput(
+                "the GGN needs the outputs and the loss apart: pass the closure that returns the outputs, and loss"
+            )
+    return pairs
+
+
+def opened(net: Network) -> LocalModel:
+    """The local model of ``net``, by its ordinary pass."""
     with torch.enable_grad(), _one_replica():
         net.graph = outputs, losses = net.backend.run(net)
     if not losses.requires_grad:
@@ -261,6 +301,10 @@ class LocalModel:
 
         # reverse over forward: a fused loss has no forward rule for its own backward pass
         return torch.func.vjp(gradient, self.outputs)[1](u.to(self.outputs))[0]
+
+    def inner(self, u: Tensor, v: Tensor) -> Tensor:
+        """⟨u, v⟩ of two tensors shaped like the outputs, a 0-d tensor: ⟨Jd, ΛJd⟩ = dᵀCd of the GGN, for one."""
+        return torch.sum(u * v)
 
     # ---- directional answers
 
@@ -337,16 +381,15 @@ class LocalModel:
 
     def close(self) -> None:
         """Free what the pass stored; values already read stay."""
+        if self._net is not None:  # losses_of still belongs to it
+            self._net.graph = self._net.recording = self._net.known = None
         self._net = None
 
     # ---- inside
 
     def _kept(self) -> Network:
         if self._net is None:
-            raise ModelConsumed(
-                "this local model was freed by its first directional answer: read gradient before it, or keep the model "
-                "with expand(..., retain=True)"
-            )
+            raise consumed()
         return self._net
 
     def _answered(self) -> None:
@@ -372,14 +415,9 @@ class LocalModel:
         """The tangent of the mean loss must be ⟨∇J, d⟩: what escaped the replay would be missing from it."""
         if not self._options.check:
             return
-        tolerance = 10 * math.sqrt(torch.finfo(self.losses.dtype).eps)
         if losses is not None:
-            drift, size = (losses - self.losses).abs().max(), self.losses.abs().max()
-            if bool(drift > tolerance * size):
-                raise NotRepeatable(
-                    f"run again with the same parameters and random state, the losses changed by {float(drift):.3g}: the "
-                    "closure must give the same outputs each time (no counters, no random numbers of its own generator)"
-                )
+            check_repeated(self.losses, losses)
+        tolerance = _tolerance(self.losses)
         expected, found = inner(self.gradient, d), slopes.mean()
         size = inner([g.abs() for g in self.gradient], [x.abs() for x in d])
         if bool(
@@ -389,6 +427,28 @@ class LocalModel:
                 f"the loss changes by {float(found):.6g} along d, but ⟨gradient, d⟩ = {float(expected):.6g}: part of the "
                 "network is invisible here (a scripted module, a custom autograd function, parameters used through .data)"
             )
+
+
+def check_repeated(losses: Tensor, again: Tensor) -> None:
+    """The per-sample losses of a second pass must be those of the first; else :class:`NotRepeatable`."""
+    drift = (again - losses).abs().max() if again.shape == losses.shape else torch.tensor(math.inf)
+    if bool(drift > _tolerance(losses) * losses.abs().max()):
+        raise NotRepeatable(
+            f"run again with the same parameters and random state, the losses changed by {float(drift):.3g}: the "
+            "closure must give the same outputs each time (no counters, no random numbers of its own generator)"
+        )
+
+
+def consumed() -> ModelConsumed:
+    """The error of a model that is asked again."""
+    return ModelConsumed(
+        "this local model was freed by its first directional answer: read gradient before it, or keep the model "
+        "with expand(..., retain=True)"
+    )
+
+
+def _tolerance(losses: Tensor) -> float:
+    return 10 * math.sqrt(torch.finfo(losses.dtype).eps)
 
 
 @contextmanager

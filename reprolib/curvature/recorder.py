@@ -8,6 +8,7 @@ A function mode sees every operation on a value that depends on the parameters a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,13 +82,7 @@ class Node:
 
     def again(self, data: Callable[[Value], Tensor]) -> list[Tensor]:
         """The outputs, computed anew from ``data`` of the inputs."""
-
-        def fill(x: Any) -> Any:
-            if isinstance(x, Value):
-                return data(x)
-            return type(x)(fill(y) for y in x) if type(x) in (tuple, list) else x
-
-        args, kwargs = fill(self.call[0]), {k: fill(v) for k, v in self.call[1].items()}
+        args, kwargs = _filled(self.call[0], data), {k: _filled(v, data) for k, v in self.call[1].items()}
         again = self.rule.again if self.rule else None
         out = again(self, args, kwargs) if again else self.func(*args, **kwargs)
         made = [t for t in tensors(out) if t.is_floating_point()]
@@ -165,19 +160,9 @@ class Tape(TorchFunctionMode):
         return out
 
     def _record(self, rule, func, args, kwargs, made, extra) -> None:
-        def value(name: str, x: Any) -> Any:
-            if isinstance(x, Tensor) and id(x) in self._ids:
-                number = self._ids[id(x)]
-                if rule and rule.product and id(x) not in self._params:
-                    self.products.add(number)
-                return Value(number, x, rule is None or name in rule.reads or id(x) in self._params)
-            if type(x) in (tuple, list):
-                return type(x)(value(name, t) for t in x)
-            return x
-
         names = rule.names if rule and not rule.many else ()
-        call_args = tuple(value(names[i] if i < len(names) else "args", x) for i, x in enumerate(args))
-        call_kwargs = {k: value(rule.name(k) if rule else k, v) for k, v in kwargs.items()}
+        call_args = tuple(self._value(rule, names[i] if i < len(names) else "args", x) for i, x in enumerate(args))
+        call_kwargs = {k: self._value(rule, rule.name(k) if rule else k, v) for k, v in kwargs.items()}
         node = Node(rule, func, (call_args, call_kwargs), [], extra)
         shares = self._shared and rule and rule.factors and all(isinstance(node.args[k], Value) for k in rule.factors)
         keep_out = rule is not None and ("y" in rule.reads or bool(shares))
@@ -185,6 +170,15 @@ class Tape(TorchFunctionMode):
         if self._adjoints:
             self.edges |= {v.id: get_gradient_edge(t) for v, t in zip(node.out, made, strict=True)}
         self.nodes.append(node)
+
+    def _value(self, rule: Rule | None, name: str, x: Any) -> Any:
+        """What a node keeps of its argument ``name``."""
+        if isinstance(x, Tensor) and id(x) in self._ids:
+            number = self._ids[id(x)]
+            if rule and rule.product and id(x) not in self._params:
+                self.products.add(number)
+            return Value(number, x, rule is None or name in rule.reads or id(x) in self._params)
+        return type(x)(self._value(rule, name, t) for t in x) if type(x) in (tuple, list) else x
 
     def _write(self, func, name, args, kwargs):
         """An in-place operation on a recorded value: done out of place, and read from then on in its stead."""
@@ -206,15 +200,25 @@ class Tape(TorchFunctionMode):
         return new
 
 
+# Functions of the module and no local ones: a local function that calls itself is a reference cycle, and would keep the
+# activations that it sees alive until the garbage collector comes by.
+
+
 def reader(table: dict[int, Any]) -> Callable[[Any], Any]:
     """The entries of ``table`` at the recorded values in nested tuples and lists; ``None`` at all else."""
+    return partial(_read, table)
 
-    def read(x: Any) -> Any:
-        if isinstance(x, Value):
-            return table.get(x.id)
-        return [read(y) for y in x] if type(x) in (tuple, list) else None
 
-    return read
+def _read(table: dict[int, Any], x: Any) -> Any:
+    if isinstance(x, Value):
+        return table.get(x.id)
+    return [_read(table, y) for y in x] if type(x) in (tuple, list) else None
+
+
+def _filled(x: Any, data: Callable[[Value], Any]) -> Any:
+    if isinstance(x, Value):
+        return data(x)
+    return type(x)(_filled(y, data) for y in x) if type(x) in (tuple, list) else x
 
 
 _OUT_OF_PLACE = {"relu_": "relu", "tanh_": "tanh", "sigmoid_": "sigmoid", "exp_": "exp"} | {

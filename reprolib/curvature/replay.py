@@ -53,13 +53,14 @@ class Repeat:
         Raises:
             UnsupportedOperation: an operation that ran in the ordinary pass cannot run on these values.
         """
-        substituted = _Substitute(self.params, values, call or written_out)
-        with self._same_random_numbers(), sdpa_kernel(SDPBackend.MATH), substituted, translated("the network"):
+        substituted = Substitute(self.params, values, call or written_out)
+        with self.same_random_numbers(), sdpa_kernel(SDPBackend.MATH), substituted, translated("the network"):
             out = pass_()
         return map_tensors(out, substituted.swap)  # it may be a parameter, or a buffer that was written
 
     @contextmanager
-    def _same_random_numbers(self) -> Iterator[None]:
+    def same_random_numbers(self) -> Iterator[None]:
+        """Inside, the random state of the first pass; afterwards what it was before."""
         cpu, cuda = torch.get_rng_state(), {i: torch.cuda.get_rng_state(i) for i in self._cuda}
         torch.set_rng_state(self._cpu)
         for i, state in self._cuda.items():
@@ -87,7 +88,7 @@ def translated(what: str) -> Iterator[None]:
         ) from error
 
 
-class _Substitute(TorchFunctionMode):
+class Substitute(TorchFunctionMode):
     """Sees every PyTorch call of the pass and rewrites its arguments."""
 
     def __init__(self, params: Tensors, values: Tensors, call: Call):

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from reprolib.curvature.model import CHOICES
 from reprolib.curvature.tree import inner
 from reprolib.errors import InvalidInput, NotDescent, UnknownName
-from reprolib.optim.step import Closure, Loss, open_model, skipped
+from reprolib.optim.step import Closure, Loss, SkippedSteps, chosen, free_to_look, open_model
 
 # r = FACTORS[name] · ⟨d, g⟩ / (‖d‖² L). The regimes ℓ = ½ (1-D Newton) and ℓ = 1 (break-even) need 2; eq. (10) prints 1,
 # line 7 of Algorithm 1 prints ½ (E-red-1).
@@ -24,7 +24,7 @@ PRECONDITIONERS = (None, "rmsprop")
 PER_GROUP = {"lr", "weight_decay"}
 
 
-class RED(torch.optim.Optimizer):
+class RED(SkippedSteps, torch.optim.Optimizer):
     r"""θ ← θ − ℓ r d with r = 2⟨d, g⟩ / (‖d‖² L), L a running bound of the curvature along d.
 
     ``lr`` is the paper's ℓ: along d, on a quadratic, ½ is the minimum, 1 the largest step that does not raise the
@@ -45,7 +45,8 @@ class RED(torch.optim.Optimizer):
         absolute: ``"per-sample"``, mean of |dᵀH_s d|, as Algorithm 1; ``"batch"``, |mean|, for the ablation.
         backend: of :func:`reprolib.curvature.expand`.
         engine: further options of it, as ``{"products": "shared", "memory": "recompute", "batch_norm": "by-index"}``.
-        check_every: how often the ⟨g, d⟩ invariant is checked (the first step always is).
+        check_every: how often the ⟨g, d⟩ invariant is checked (the first step always is), and an undefined step reported;
+            on a GPU nothing else waits for the device.
 
     After each step ``diagnostics`` has 0-d tensors: ``loss`` (mean of the per-sample losses), ``objective`` (with the L²
     term), ``step`` (ℓr of the first group), ``rescaling`` r, ``curvature`` c, ``bound`` L, ``slope`` ⟨d, g⟩,
@@ -54,6 +55,8 @@ class RED(torch.optim.Optimizer):
 
     Source: Algorithms 1, 3, 4, eqs. (9)–(12); key ``gournay2022`` in references.bib.
     """
+
+    _calls = 0  # of step(), sound or not: decides when to check
 
     def __init__(
         self,
@@ -107,12 +110,10 @@ class RED(torch.optim.Optimizer):
         }
         super().__init__(params, options)
         self.diagnostics: dict[str, Tensor] = {}
-        self.skipped = 0
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("diagnostics", {})
-        self.__dict__.setdefault("skipped", 0)
         for group in self.param_groups:
             group.setdefault("engine", {})
 
@@ -134,13 +135,15 @@ class RED(torch.optim.Optimizer):
             loss: outputs -> per-sample losses (B,).
             summary, full: for other methods; RED needs one batch.
         """
-        shared = self._shared_state()
-        k, options = shared["step"] + 1, self.param_groups[0]
+        shared, options = self._shared_state(), self.param_groups[0]
         beta1, beta3 = options["beta1"], options["beta3"]
-        check = (k - 1) % options["check_every"] == 0
+        k = shared["step"] + 1  # on the device: only it knows which steps were sound
+        check = self._calls % options["check_every"] == 0
+        self._calls += 1
         model = open_model(
             self, closure, loss, curvature="hessian", backend=options["backend"], engine=options["engine"], check=check
         )
+        look = check or free_to_look(k)
         params = [p for group in self.param_groups for p in group["params"]]
         decay = [group["weight_decay"] for group in self.param_groups for _ in group["params"]]
 
@@ -158,7 +161,7 @@ class RED(torch.optim.Optimizer):
         # line 6: the larger of the average and the present value
         bound = torch.maximum(average / (1 - beta3**k), c)
         # line 7
-        r = rescaling(slope, norm2, bound, options["factor"], descent=beta1 == 0)
+        r = rescaling(slope, norm2, bound, options["factor"], descent=beta1 == 0 and look)
 
         lengths = [self._clamped(group["lr"] * r, k) for group in self.param_groups]
         half_l2 = sum(0.5 * λ * torch.sum(p * p) for p, λ in zip(params, decay, strict=True))
@@ -172,26 +175,24 @@ class RED(torch.optim.Optimizer):
             "slope": slope,
             "direction_norm": norm2.sqrt(),
         }
-        if not bool(torch.isfinite(model.loss + norm2 + slope)):
-            skipped(
-                self, f"loss {float(model.loss):.4g}, ‖d‖² {float(norm2):.4g}, ⟨d, g⟩ {float(slope):.4g} must be finite"
-            )
-        elif bool(norm2 == 0):
-            pass  # a stationary point of this batch: nothing to do, nothing to learn about the curvature
-        elif not bool(torch.isfinite(torch.stack(lengths)).all()):
-            skipped(self, f"the curvature bound is {float(bound):.4g}, so the step length is undefined")
-        else:
-            for p, moment in zip(params, moments, strict=True):
-                self.state[p].update(moment)
-            shared["step"], shared["curvature"] = k, average
-            offset = 0
-            for group, length in zip(self.param_groups, lengths, strict=True):
-                for p in group["params"]:
-                    p.sub_(length * d[offset])  # line 12: θ ← θ − ℓ r d
-                    offset += 1
+        finite = torch.isfinite(model.loss + norm2 + slope)
+        moves = finite & torch.isfinite(torch.stack(lengths)).all()
+        # ‖d‖ = 0 is a stationary point of this batch: nothing to do, nothing to learn about the curvature
+        if not self._admit(moves | (finite & (norm2 == 0)), look, lambda: _undefined(model.loss, norm2, slope, bound)):
+            return model.loss
+        sound = None if look and bool(moves) else moves
+        for p, moment in zip(params, moments, strict=True):
+            state = self.state[p]
+            state |= {name: chosen(sound, new, state.get(name, torch.zeros_like(p))) for name, new in moment.items()}
+        shared["step"], shared["curvature"] = chosen(sound, k, k - 1), chosen(sound, average, shared["curvature"])
+        offset = 0
+        for group, length in zip(self.param_groups, lengths, strict=True):
+            for p in group["params"]:
+                p.sub_(chosen(sound, length * d[offset], 0.0))  # line 12: θ ← θ − ℓ r d
+                offset += 1
         return model.loss
 
-    def _direction(self, g: list[Tensor], k: int) -> tuple[tuple[Tensor, ...], list[dict[str, Tensor]]]:
+    def _direction(self, g: list[Tensor], k: Tensor) -> tuple[tuple[Tensor, ...], list[dict[str, Tensor]]]:
         """d, and the new moments: kept apart until the step is known to be sound."""
         direction, moments = [], []
         options = self.param_groups[0]
@@ -209,7 +210,7 @@ class RED(torch.optim.Optimizer):
             moments.append(new)
         return tuple(direction), moments
 
-    def _clamped(self, length: Tensor, k: int) -> Tensor:
+    def _clamped(self, length: Tensor, k: Tensor) -> Tensor:
         """Eq. (12): α ≤ ℓ r k^δ ≤ β."""
         clamp = self.param_groups[0]["clamp"]
         if clamp is None:
@@ -222,7 +223,10 @@ class RED(torch.optim.Optimizer):
         first = self.param_groups[0]["params"][0]
         state = self.state[first]
         if "curvature" not in state:
-            state["step"], state["curvature"] = 0, torch.zeros((), dtype=first.dtype, device=first.device)
+            state["curvature"] = torch.zeros((), dtype=first.dtype, device=first.device)
+            # float64: 1 − β^k loses half of float32's digits while k is small
+            state["step"] = torch.zeros((), dtype=torch.float64, device=first.device)
+        state["step"] = state["step"].to(first.device)  # load_state_dict leaves it where it was
         return state
 
 
@@ -247,6 +251,13 @@ def rescaling(
     if descent and bool(slope < 0):
         raise NotDescent(f"⟨d, g⟩ = {float(slope):.6g} < 0: −d does not descend; flip it, or use the momentum variant")
     return FACTORS[factor] * slope.abs() / (norm2 * bound)
+
+
+def _undefined(loss: Tensor, norm2: Tensor, slope: Tensor, bound: Tensor) -> str:
+    """Why a step cannot be taken."""
+    if bool(torch.isfinite(loss + norm2 + slope)):
+        return f"the curvature bound is {float(bound):.4g}, so the step length is undefined"
+    return f"loss {float(loss):.4g}, ‖d‖² {float(norm2):.4g}, ⟨d, g⟩ {float(slope):.4g} must be finite"
 
 
 def red_schedule(optimizer: torch.optim.Optimizer, epochs: int, factor: float = 0.5) -> LambdaLR:

@@ -259,3 +259,25 @@ def test_losses_from_the_closure_alone():
         expand(lambda: c.loss(c.closure()), None, c.params).curvature(c.d),
         expand(c.closure, c.loss, c.params).curvature(c.d),
     )
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": "recompute"}, {"products": "shared"}])
+@pytest.mark.parametrize("question", ["curvature", "product", "summary"])
+def test_memory_is_freed_without_the_garbage_collector(question, options):
+    """A reference cycle would keep every activation until Python looks for cycles, a few steps later."""
+    c, kept = case("mlp"), []
+
+    def closure():
+        h = torch.tanh(c.net[0](c.x))
+        kept.append(weakref.ref(h))
+        return c.net[2:](h)
+
+    gc.collect()
+    gc.disable()
+    try:
+        model = expand(closure, c.loss, c.params, **options)
+        getattr(model, question)(c.d)
+        del model
+        assert kept[0]() is None
+    finally:
+        gc.enable()

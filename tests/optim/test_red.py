@@ -6,15 +6,17 @@ import copy
 import io
 import math
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprolib.curvature.tree import inner
 from reprolib.errors import InvalidInput, NotDescent, SkippedStep, UnknownName
-from reprolib.optim import RED, ran_schedule, red_schedule
+from reprolib.optim import RED, ran_schedule, red, red_schedule
 from reprolib.optim.red import rescaling
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -541,3 +543,29 @@ def test_the_engine_does_not_change_the_steps(engine):
 def test_unknown_engine_options_are_refused():
     with pytest.raises(UnknownName, match="engine"):
         RED([torch.zeros(2, requires_grad=True)], engine={"product": "shared"})
+
+
+class _NoLooking(TorchDispatchMode):
+    """Forbids what makes the host wait for a device: reading a number."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a number was read"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("preconditioner", [None, "rmsprop"])
+def test_a_step_reads_no_number_where_that_would_wait(monkeypatch, preconditioner):
+    """As on a GPU: between checks no number is read, an undefined step still changes nothing and is counted."""
+    monkeypatch.setattr(red, "free_to_look", lambda t: False)
+    net, batches = random_net()
+    looking = copy.deepcopy(net)
+    opts = [RED(n.parameters(), preconditioner=preconditioner) for n in (net, looking)]
+    for i, (x, y) in enumerate(batches):
+        broken = torch.full_like(x, float("nan")) if i == 2 else x
+        with _NoLooking() if i else nullcontext():  # the first step checks
+            opts[0].step(lambda: net(broken), lambda out: F.cross_entropy(out, y, reduction="none"))
+        if i != 2:
+            opts[1].step(lambda: looking(x), lambda out: F.cross_entropy(out, y, reduction="none"))
+    assert opts[0].skipped == 1
+    for a, b in zip(net.parameters(), looking.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
