@@ -25,7 +25,7 @@ def book_key(layout: Layout, executed: dict[str, Path]) -> str:
         *executed.values(),
         *(layout.source(chapter) for chapter in executed),
         *(p for p in layout.pages.rglob("*") if p.is_file()),
-        *(layout.root / "reprolib" / "book").glob("*.py"),
+        *(layout.root / "reprolib").rglob("*.py"),  # the ledger's verdicts are computed
         *(layout.root / name for name in ("_config.yml", "_toc.yml", "constraints.txt")),
     ]
     return digest(layout.root, files)

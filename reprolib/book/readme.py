@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reprolib.book.layout import Layout
 from reprolib.lab import figures
-from reprolib.lab.experiments import EXPERIMENTS, red_first_results, verdicts_of
+from reprolib.lab.experiments import EXPERIMENTS, red_figure2, verdicts_of
 from reprolib.lab.record import SCALES, Record, folder
 from reprolib.tasks import task
 
@@ -22,7 +22,7 @@ def write(layout: Layout) -> list[Path]:
     import matplotlib.pyplot as plt
 
     figures.use_style()
-    figure = figures.panels(Record.load(red_first_results.NAME).table, ["loss", "step"])
+    figure = figures.panels(Record.load(red_figure2.NAME).table, ["loss", "step"])
     # a README is read on white and on black: give the picture its own ground
     figure.savefig(layout.root / PICTURE, dpi=130, facecolor="white", metadata={"Software": None})
     plt.close(figure)
@@ -42,7 +42,7 @@ def status() -> str:
     """A Markdown table: each claim that an experiment's best record speaks of, and its verdict."""
     lines = ["| claim | statement | task | verdict | scale |", "| --- | --- | --- | --- | --- |"]
     for name in EXPERIMENTS:
-        if not any((folder() / f"{name}.{scale}.json").exists() for scale in SCALES):
+        if not any((folder() / name / f"{scale}.json").exists() for scale in SCALES):
             continue
         record = Record.load(name)
         for v in verdicts_of(record):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from reprolib.errors import InvalidInput
 
 REPRODUCED, PARTLY, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "partly", "not reproduced", "inconclusive"
+NOT_TESTABLE = "not testable here"
 SEEDS_FOR_A_MEAN = 5
 
 
@@ -30,3 +33,25 @@ def over_cases(holds: Sequence[bool]) -> str:
     ('reproduced', 'partly', 'not reproduced')
     """
     return REPRODUCED if all(holds) else PARTLY if any(holds) else NOT_REPRODUCED
+
+
+def combined(verdicts: Iterable[str]) -> str:
+    """The verdict on one claim from those on its cases, such as tasks and methods.
+
+    What is known of some cases decides: one that is inconclusive cannot undo *partly*, but it can keep the others from
+    being the whole answer. Cases that are not testable here are left out, unless there is no other.
+
+    >>> combined(["reproduced", "reproduced"]), combined(["not reproduced"]), combined(["reproduced", "not reproduced"])
+    ('reproduced', 'not reproduced', 'partly')
+    >>> combined(["reproduced", "inconclusive"]), combined(["reproduced", "inconclusive", "not reproduced"])
+    ('inconclusive', 'partly')
+    >>> combined(["not testable here", "reproduced"]), combined(["not testable here"])
+    ('reproduced', 'not testable here')
+    """
+    seen = set(verdicts)
+    if not seen:
+        raise InvalidInput("no verdicts to combine: a claim that no case speaks of is open")
+    judged = seen - {NOT_TESTABLE} or seen
+    if PARTLY in judged or {REPRODUCED, NOT_REPRODUCED} <= judged:
+        return PARTLY
+    return INCONCLUSIVE if INCONCLUSIVE in judged else judged.pop()
