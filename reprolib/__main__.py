@@ -21,8 +21,9 @@ from reprolib.errors import ReprolibError
 # group: (where it is, as "module:attribute", and its line in --help, kept here so that --help imports nothing)
 GROUPS: dict[str, tuple[str, str]] = {
     "bench": ("reprolib.lab.cli:bench", "Measure what curvature costs."),
+    "campaign": ("reprolib.lab.cli:campaign", "Continue the paper-scale experiments for so many minutes."),
     "data": ("reprolib.tasks.data.cli:data", "List, download and verify data sets."),
-    "records": ("reprolib.lab.cli:records", "List and verify the published results."),
+    "records": ("reprolib.lab.cli:records", "List, verify and import the published results."),
     "run": ("reprolib.lab.cli:run", "Conduct an experiment and write its record."),
 }
 

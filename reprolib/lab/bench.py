@@ -256,14 +256,7 @@ def measure(
             line = shorten((str(error).splitlines() or [""])[0], 160, placeholder=" …")
             row["note"] = f"fails: {type(error).__name__}: {line}"
     del right
-    seconds: list[list[float]] = [[] for _ in todo]
-    for k in range(rounds):
-        say(f"{name}: round {k + 1} of {rounds}")
-        for i in ((i + k) % len(todo) for i in range(len(todo))):
-            start = _clock(device)
-            kept = todo[i][1]()
-            seconds[i].append(_clock(device) - start)
-            del kept
+    seconds = take_turns([run for _, run in todo], device, rounds, lambda line: say(f"{name}: {line}"))
     unit_time, unit_memory = median(seconds[0]), rows[0]["memory"]
     for (row, _), taken in zip(todo, seconds, strict=True):
         row["seconds"] = median(taken)
@@ -271,6 +264,21 @@ def measure(
         row["spread"] = (max(taken) - min(taken)) / unit_time
         row["memory"] /= unit_memory
     return [{**row, "threads": torch.get_num_threads()} for row in rows]
+
+
+def take_turns(
+    calls: Sequence[Callable[[], Any]], device: str, rounds: int, say: Callable[[str], None]
+) -> list[list[float]]:
+    """Seconds of each call in each round; every round begins with another one."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for k in range(rounds):
+        say(f"round {k + 1} of {rounds}")
+        for i in ((i + k) % len(calls) for i in range(len(calls))):
+            start = _clock(device)
+            kept = calls[i]()
+            seconds[i].append(_clock(device) - start)
+            del kept
+    return seconds
 
 
 class _Once:

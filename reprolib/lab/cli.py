@@ -1,15 +1,20 @@
-"""``reprolib run`` and ``reprolib records``."""
+"""``reprolib run``, ``records``, ``campaign`` and ``bench``."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from reprolib.errors import RecordError
+from reprolib.errors import InvalidInput, RecordError
+
+if TYPE_CHECKING:
+    from reprolib.lab import History, Run
 
 
 @click.command("run")
@@ -17,32 +22,112 @@ from reprolib.errors import RecordError
 @click.option("--scale", default="smoke", show_default=True, help="smoke, desk or paper")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--workers", default=1, show_default=True, help="processes side by side, one thread each")
-def run(name: str, scale: str, device: str, workers: int) -> None:
+@click.option("--engine", default="local", show_default=True, help="local, or dask with a --scheduler")
+@click.option("--scheduler", help="address of a dask scheduler, tcp://host:8786")
+@click.option("--together", default=1, show_default=True, help="train up to so many like baselines as one program")
+@click.option("--only", multiple=True, metavar="KEY", help="do only the runs whose key starts so; no record is written")
+@click.option("--list", "list_", is_flag=True, help="do nothing; print a command for each run that could be done now")
+def run(
+    name: str,
+    scale: str,
+    device: str,
+    workers: int,
+    engine: str,
+    scheduler: str | None,
+    together: int,
+    only: tuple[str, ...],
+    list_: bool,
+) -> None:
     """Conduct experiment NAME and write its record.
 
-    Finished runs are kept under build/runs (or $REPROLIB_RUNS): start the command again to continue after a stop.
+    Finished runs, and checkpoints of the others, are kept under build/runs (or $REPROLIB_RUNS): start the command again to
+    continue after a stop, whatever stopped it.
     """
-    from reprolib.lab.execute import runs_folder
-    from reprolib.lab.experiments import conduct
+    from reprolib.lab.execute import execute
+    from reprolib.lab.experiments import conduct, outstanding
+    from reprolib.lab.progress import Progress
+    from reprolib.lab.store import Store, runs_folder
 
-    record = conduct(name, scale, device=device, workers=workers, keep=runs_folder(), say=click.echo)
-    click.echo(f"wrote {record.save()}")
+    progress = Progress(runs_folder())
+    how: dict[str, Any] = {
+        "device": device,
+        "workers": workers,
+        "engine": engine,
+        "scheduler": scheduler,
+        "together": together,
+    }
+
+    def do(runs: Sequence[Run]) -> list[History]:
+        return execute(runs, keep=runs_folder(), say=progress.say, **how)
+
+    if not (list_ or only):
+        with progress.shown():
+            record = conduct(name, scale, do)
+        counts = ", ".join(f"{n} {status}" for status, n in record.statuses.items())
+        click.echo(f"{len(record.runs)} runs: {counts}")
+        click.echo(f"wrote {record.save()}")
+        return
+    known, missing = outstanding(name, scale, Store(runs_folder()).read)
+    if list_:
+        options = "" if device == "cpu" else f" --device {device}"
+        for r in missing:
+            click.echo(f"reprolib run {name} --scale {scale}{options} --only {r.key}")
+        click.echo(f"{len(known)} runs are done, {len(missing)} can be done now", err=True)
+        return
+    for start in only:
+        if not any(r.key.startswith(start) for r in known + missing):
+            raise InvalidInput(f"no run that could be done now has a key like {start}: see --list")
+    with progress.shown():
+        do([r for r in missing if r.key.startswith(only)])
+
+
+@click.command(
+    "campaign", context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def campaign(words: tuple[str, ...]) -> None:
+    """Continue the paper-scale experiments for so many minutes (see --help)."""
+    from reprolib.lab.campaign import main
+
+    main(words)
 
 
 @click.group()
 def records() -> None:
-    """List and verify the published results."""
+    """List, verify and import the published results."""
 
 
 @records.command("list")
-def list_() -> None:
+def list_records() -> None:
     """Show the records: experiment, scale, runs, minutes, device, date."""
     for record in _all():
         made = record.made
         click.echo(
-            f"{record.name:24} {record.scale:6} {made['runs']:4} runs {made['minutes']:7.1f} min  "
-            f"{', '.join(made['devices'])}  {', '.join(made['dates'])}"
+            f"{record.name:24} {record.scale:6} {made['runs']:4} runs ({made['ended_early']} ended early) "
+            f"{made['minutes'] + made['tuning_minutes']:7.1f} min  {', '.join(made['devices'])}  {', '.join(made['dates'])}"
         )
+
+
+@records.command("show")
+@click.argument("name")
+@click.option("--scale", help="default: the best one that there is")
+def show(name: str, scale: str | None) -> None:
+    """Show the runs of a record, how they ended, and its verdicts."""
+    from reprolib.lab.experiments import verdicts_of
+    from reprolib.lab.record import Record
+
+    record = Record.load(name, scale)
+    last = record.rows.groupby("key").last()
+    for key, kept in record.runs.items():
+        spec = kept["specification"]
+        options = " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in spec["options"].items())
+        loss = f"{last['loss'][key]:.5g}" if key in last.index else "–"
+        click.echo(
+            f"{key}  {kept['role']:8} {spec['task']:20} {spec['method']:12} seed {spec['seed']:<5} {kept['status']:8} "
+            f"loss {loss:10} {options} {kept['reason']}".rstrip()
+        )
+    for v in verdicts_of(record):
+        click.echo(f"{v['claim']}  {v['verdict']:14} {v['statement']} ({v['task']})")
 
 
 @records.command("verify")
@@ -65,11 +150,52 @@ def verify(replay: bool) -> None:
         raise RecordError(f"{wrong} runs do not belong to this code: conduct their experiments again")
 
 
+@records.command("diff")
+@click.argument("a")
+@click.argument("b")
+def diff(a: str, b: str) -> None:
+    """Compare two records; A and B are NAME@SCALE, or folders of records before it: DIR:NAME@SCALE."""
+    from reprolib.lab.record import differences
+
+    lines = differences(_addressed(a), _addressed(b))
+    for line in lines:
+        click.echo(line)
+    click.echo(f"{len(lines)} differences")
+    if lines:
+        sys.exit(1)
+
+
+@records.command("import")
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def import_(source: Path) -> None:
+    """Take over what a campaign left in SOURCE, and write the records that are complete."""
+    from reprolib.lab.campaign import PRIORITY, unpack
+    from reprolib.lab.execute import execute
+    from reprolib.lab.experiments import conduct, outstanding
+    from reprolib.lab.store import Store, runs_folder
+
+    click.echo(f"{unpack(source, runs_folder())} files taken over")
+    for name, scale in PRIORITY:
+        known, missing = outstanding(name, scale, Store(runs_folder()).read)
+        if missing:
+            click.echo(f"{name} {scale}: {len(known)} runs are here, at least {len(missing)} are missing")
+        else:
+            click.echo(f"wrote {conduct(name, scale, lambda runs: execute(runs, keep=runs_folder())).save()}")
+
+
 def _all():
     from reprolib.lab.record import Record, published
 
     for name, scale in published():
         yield Record.load(name, scale)
+
+
+def _addressed(address: str):
+    from reprolib.lab.record import Record
+
+    where, _, rest = address.rpartition(":")
+    name, _, scale = rest.partition("@")
+    return Record.load(name, scale or None, Path(where) if where else None)
 
 
 @click.group()
@@ -111,3 +237,35 @@ def curvature(names: tuple[str, ...], device: str, threads: int, rounds: int, wr
             )
         if write:  # after each network: what is there is not lost if somebody stops it
             Costs.of(rows, device, rounds, (time.process_time() - start) / 60).save(write)
+
+
+@bench.command("train")
+@click.option("--task", "names", multiple=True, help="a task; may be given several times  [default: a small selection]")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--threads", default=1, show_default=True)
+@click.option("--rounds", default=7, show_default=True, help="the median over so many interleaved rounds is shown")
+@click.option("--steps", default=50, show_default=True, help="of every run in each round")
+@click.option("--members", default=8, show_default=True, help="runs that train separately and as an ensemble")
+@click.option(
+    "--write", type=click.Path(path_type=Path), help="also write the rows to PATH.csv, their provenance to PATH.json"
+)
+def train_(
+    names: tuple[str, ...], device: str, threads: int, rounds: int, steps: int, members: int, write: Path | None
+) -> None:
+    """Steps per second of SGD and RED, and of runs that train separately or as one ensemble."""
+    import torch
+
+    from reprolib.lab.bench_train import TASKS, costs, measure
+
+    torch.set_num_threads(threads)
+    start, rows = time.process_time(), []
+    for name in names or TASKS:
+        for row in measure(name, device=device, rounds=rounds, steps=steps, members=members):
+            rows.append(row)
+            click.echo(
+                f"{name:20} {row['method']:8} {row['how']:9} x{row['members']:<3} {row['per_second']:9.1f} steps/s  "
+                f"time {row['time']:5.2f} (±{row['spread'] / 2:.2f})"
+            )
+        if write:
+            minutes = (time.process_time() - start) / 60
+            costs(rows, device, minutes, rounds=rounds, steps=steps).save(write)

@@ -1,28 +1,29 @@
-"""Execute runs: each finished one is kept on disk, so that an interrupted experiment continues where it stopped."""
+"""Execute runs, here or on a cluster: those that are done already are not done again.
+
+Processes beyond this one are joblib's: its own on this machine, dask's workers on others (``engine="dask"`` with the
+address of a scheduler; dask deploys on SLURM, PBS or Kubernetes). A worker that dies takes its run with it, which another
+one takes up.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
-from multiprocessing import get_context
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import torch
 
+from reprolib.errors import InvalidInput, ReprolibError, UnknownName
+from reprolib.lab.files import write
 from reprolib.lab.provenance import environment
 from reprolib.lab.run import Run
-from reprolib.lab.train import History, train
+from reprolib.lab.store import Store
+from reprolib.lab.train import FINISHED, History, Log, train
 
 Say = Callable[[str], None]
-
-
-def runs_folder() -> Path:
-    """Where finished runs are kept: ``$REPROLIB_RUNS``, or ``build/runs`` of the source tree."""
-    return Path(os.environ.get("REPROLIB_RUNS") or Path(__file__).resolve().parents[2] / "build" / "runs")
+ENGINES = ("local", "dask")
 
 
 def execute(
@@ -30,6 +31,9 @@ def execute(
     *,
     device: str = "cpu",
     workers: int = 1,
+    engine: str = "local",
+    scheduler: str | None = None,
+    together: int = 1,
     keep: Path | None = None,
     say: Say = lambda line: None,
 ) -> list[History]:
@@ -38,70 +42,120 @@ def execute(
     Args:
         runs: duplicates are trained once.
         device: where to train.
-        workers: processes that train side by side, one thread each; 1 trains here, with the threads that torch has.
-        keep: folder of finished runs (those found there are not trained again); ``None`` keeps nothing.
+        workers: with ``local``, processes that train side by side, one thread each; 1 trains here, with the threads that
+            torch has. dask has the workers that its cluster has.
+        engine: ``"local"`` or ``"dask"``.
+        scheduler: the address of dask's scheduler, as tcp://host:8786.
+        together: train up to so many runs that differ only in seed, learning rate, decay and weight decay as one
+            vectorised program (``ensemble.py``), in this process: equal to the separate runs up to rounding, without
+            checkpoints. It pays for small networks and on a GPU.
+        keep: folder of finished runs and checkpoints (what is found there is not trained again); ``None`` keeps nothing.
         say: gets a line per finished run.
+
+    Raises:
+        ReprolibError: a worker was killed; what is finished is kept.
     """
+    if engine not in ENGINES:
+        raise UnknownName.among("engine", engine, ENGINES)
+    if (engine == "dask") != (scheduler is not None):
+        raise InvalidInput("engine='dask' goes with the address of a scheduler, and only that does")
+    if together > 1 and (workers > 1 or scheduler):
+        raise InvalidInput("runs train together in one process: leave workers at 1")
+    store = Store(keep) if keep else None
     todo = {run.key: run for run in runs}
-    done = {key: found for key, run in todo.items() if keep and (found := _read(keep, run))}
+    done = {key: found for key, run in todo.items() if store and (found := store.read(run))}
     waiting = [run for key, run in todo.items() if key not in done]
-
-    def finished(history: History) -> None:
+    for history in _histories(waiting, device, workers, scheduler, together, keep):
         done[history.run.key] = history
-        final, run = history.final, history.run
-        options = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in run.options)
-        say(
-            f"[{len(done)}/{len(todo)}] {run.task} {run.method}({options}) seed {run.seed}: loss {final['loss']:.4g}, "
-            f"{final['seconds']:.0f} s{', diverged' if history.diverged else ''}"
-        )
-
-    if workers == 1:
-        for run in waiting:
-            finished(_trained(run, device, keep))
-    elif waiting:
-        context = get_context("spawn")  # a forked child would share torch's thread pool
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=partial(torch.set_num_threads, 1)) as pool:
-            for future in as_completed([pool.submit(_trained, run, device, keep) for run in waiting]):
-                finished(future.result())
+        if store and store.read(history.run) is None:
+            store.write(history)  # it comes from a machine with another disk
+        say(f"[{len(done)}/{len(todo)}] {line(history)}")
     return [done[run.key] for run in runs]
 
 
-def _trained(run: Run, device: str, keep: Path | None) -> History:
-    made_in = environment(device)
-    history = train(run, device)
-    history.environment = made_in
-    if keep:
-        _write(keep, history)
-    return history
+def line(history: History) -> str:
+    """One line about a finished run."""
+    final, run = history.final, history.run
+    options = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in run.options)
+    end = f"loss {final['loss']:.4g}, {final['seconds']:.0f} s"
+    how = "" if history.status == FINISHED else f", {history.status} {history.reason}".rstrip()
+    return f"{run.task} {run.method}({options}) seed {run.seed}: {end}{how}"
 
 
-def _write(keep: Path, history: History) -> None:
-    keep.mkdir(parents=True, exist_ok=True)
-    content = {
-        "specification": history.run.specification,
-        "table": history.table.to_dict("list"),
-        "first_losses": history.first_losses,
-        "skipped": history.skipped,
-        "diverged": history.diverged,
-        "wall_seconds": history.wall_seconds,
-        "environment": history.environment,
-    }
-    partial_path = keep / f"{history.run.key}.{os.getpid()}.partial"
-    partial_path.write_text(json.dumps(content), encoding="utf-8")
-    partial_path.replace(keep / f"{history.run.key}.json")
+def _histories(
+    waiting: list[Run], device: str, workers: int, scheduler: str | None, together: int, keep: Path | None
+) -> Iterator[History]:
+    """The histories in the order in which they are finished."""
+    if not waiting:
+        return
+    if together > 1:
+        from reprolib.lab.ensemble import ensembles, train_together
+
+        for group in ensembles(waiting, together):
+            yield from train_together(group, device) if len(group) > 1 else [trained(group[0], device, keep)]
+        return
+    if scheduler is None and workers == 1:
+        yield from (trained(run, device, keep) for run in waiting)
+        return
+    import joblib
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    with _cluster(scheduler) if scheduler else joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+        parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+        try:
+            yield from parallel(joblib.delayed(trained)(run, device, keep, threads=1) for run in waiting)
+        except TerminatedWorkerError as error:
+            raise ReprolibError(
+                "a worker was killed (out of memory?): start again, what is finished is kept"
+            ) from error
 
 
-def _read(keep: Path, run: Run) -> History | None:
+@contextmanager
+def _cluster(scheduler: str) -> Iterator[None]:
+    """Send joblib's work to the workers of a dask cluster."""
     try:
-        content = json.loads((keep / f"{run.key}.json").read_text(encoding="utf-8"))
-        return History(
-            run,
-            pd.DataFrame(content["table"]),
-            content["first_losses"],
-            content["skipped"],
-            content["diverged"],
-            content["wall_seconds"],
-            content["environment"],
-        )
-    except (OSError, ValueError, KeyError):
-        return None  # not there, or broken off: train it again
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        raise InvalidInput("engine='dask' needs the package: pip install 'reprolib[cluster]'") from error
+    import joblib
+
+    with Client(scheduler, timeout="20s"), joblib.parallel_config("dask", wait_for_workers_timeout=60):
+        yield
+
+
+def trained(run: Run, device: str, keep: Path | None, *, threads: int | None = None) -> History:
+    """Train one run, or wait for whoever is training it in the same folder."""
+    if threads:
+        torch.set_num_threads(threads)
+    store = Store(keep) if keep else None
+    with store.lock(run) if store else nullcontext():
+        found = store.read(run) if store else None
+        if found:
+            return found
+        made_in = environment(device)
+        options: dict[str, Any] = {}
+        if store:
+            options = {"checkpoint": store.checkpoint(run), "watch": _reporter(store, run)}
+        history = train(run, device, **options)
+        assert history is not None  # there was no deadline
+        history.environment = made_in
+        if store:
+            store.write(history)
+        return history
+
+
+def _reporter(store: Store, run: Run, every: float = 0.5) -> Callable[[Log], None]:
+    """Writes how far the run is, for the process that shows it."""
+    began = last = time.monotonic()
+
+    def report(log: Log) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every:
+            last = now
+            write(
+                store.progress(run),
+                f"{log.epoch} {run.stop_after or run.epochs} {log.loss.value:.4g} {now - began:.1f}",
+            )
+
+    return report

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# One colour per method through the whole book, from the colour-blind safe palette of Okabe & Ito.
+# One colour per method through the whole book: the first ones from the colour-blind safe palette of Okabe & Ito, the
+# baselines as far from them and from each other as they can be, with normal sight and with each kind of colour blindness.
 COLOURS = {
     "sgd": "#E69F00",
     "rmsprop": "#0072B2",
@@ -25,6 +26,17 @@ COLOURS = {
     "adler": "#56B4E9",
     "summary": "#8C6BB1",
     "csdd": "#7F7F7F",
+    "momentum": "#941B00",
+    "adam": "#1B28FF",
+    "adamw": "#6B94FF",
+    "adagrad": "#79C979",
+    "torch-rmsprop": "#3679FF",
+    "lbfgs": "#793651",
+    "shampoo": "#6B3686",
+    "adahessian": "#BC3628",
+    "prodigy": "#2843BC",
+    "schedule-free": "#A1BCBC",
+    "d-adaptation": "#795E79",
 }
 NEUTRAL = "#666666"
 WIDTH = 7.4  # inches: at this width one printed point is about one point of the page's text

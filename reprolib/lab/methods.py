@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
+from io import StringIO
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 
-from reprolib.errors import UnknownName
+from reprolib.errors import InvalidInput, UnknownName
 from reprolib.optim import RED, ran_schedule, red_schedule
 
 Step = dict[str, Tensor]  # what a step reports: "loss" (with the L² term) and "step" (the length that multiplies d)
+Make = Callable[..., tuple[torch.optim.Optimizer, LRScheduler]]  # (params, epochs, **options)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A training method. ``version`` is raised whenever its behaviour changes."""
+    """A training method. ``version`` is raised whenever its behaviour changes; the switches say what a step needs."""
 
     name: str
     label: str  # for legends; its colour is in figures.COLOURS
-    build: Callable[..., tuple[torch.optim.Optimizer, LRScheduler]]  # (params, epochs, **options)
+    make: Make
     options: frozenset[str]
     version: int = 1
+    second: bool = False  # a step differentiates the gradient again
+    closure: bool = False  # a step evaluates the loss and its gradient as often as it likes
+    averages: bool = False  # what is evaluated is an average of the iterates, see `evaluating`
+    decoupled: bool = False  # weight decay shrinks the weights beside the step, so the loss has no L² term
+    separable: bool = False  # a weight moves by lr times a function of its own past gradients, see `ensemble`
+
+    def build(self, params: Iterable[Tensor], epochs: int, **options: Any) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """The optimizer, which `take_step` knows as one of this method, and its schedule by epochs.
+
+        Raises:
+            InvalidInput: the library that has it is not installed.
+        """
+        optimizer, scheduler = self.make(params, epochs, **options)
+        optimizer.method = self  # type: ignore[attr-defined]
+        return optimizer, scheduler
 
     def check(self, options: dict[str, Any]) -> None:
         """Raise :class:`UnknownName` for an option that the method does not have."""
@@ -63,6 +83,43 @@ def _red(params: Iterable[Tensor], epochs: int, *, schedule: str = "red", **opti
     raise UnknownName.among("schedule", schedule, ("red", "ran", "constant"))
 
 
+def _library(module: str, name: str, **fixed: Any) -> Make:
+    """The optimizer ``name`` of a library, with the library's defaults for what is neither ``fixed`` nor given."""
+
+    def make(params: Iterable[Tensor], epochs: int, *, decay: float = 1.0, **options: Any):
+        if "beta1" in options or "beta2" in options:  # all of them have the same defaults
+            options["betas"] = (options.pop("beta1", 0.9), options.pop("beta2", 0.999))
+        kind = getattr(_imported(module), name)
+        with redirect_stdout(StringIO()):  # some announce their kind of weight decay
+            optimizer = kind(params, **fixed | options)
+        return optimizer, ExponentialLR(optimizer, decay)
+
+    return make
+
+
+def _imported(module: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        message = f"the package {error.name!r} is not installed: pip install 'reprolib[baselines]'"
+        raise InvalidInput(message) from error
+
+
+def _lbfgs(params: Iterable[Tensor], epochs: int, *, weight_decay: float = 0.0, **options: Any):
+    optimizer, scheduler = _library("torch.optim", "LBFGS")(params, epochs, **options)
+    optimizer.param_groups[0]["weight_decay"] = weight_decay  # the loss that it minimises has it, see `take_step`
+    return optimizer, scheduler
+
+
+def _schedule_free(params: Iterable[Tensor], epochs: int, **options: Any):
+    optimizer: Any
+    optimizer, scheduler = _library("schedulefree", "AdamWScheduleFree")(params, epochs, **options)
+    optimizer.train()
+    return optimizer, scheduler
+
+
+_COMMON = frozenset({"lr", "decay", "weight_decay"})
+_ADAM = _COMMON | {"beta1", "beta2", "eps"}
 _RED_OPTIONS = frozenset(
     [
         "schedule",
@@ -82,10 +139,71 @@ _RED_OPTIONS = frozenset(
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
-        Method("sgd", "SGD, tuned", _sgd, frozenset({"lr", "decay", "weight_decay"})),
-        Method("rmsprop", "RMSProp, tuned", _rmsprop, frozenset({"lr", "decay", "beta2", "weight_decay"})),
+        Method("sgd", "SGD, tuned", _sgd, _COMMON, separable=True),
+        Method("rmsprop", "RMSProp, tuned", _rmsprop, _COMMON | {"beta2"}, separable=True),
         Method("red-sgd", "RED-SGD", _red, _RED_OPTIONS),
         Method("red-rmsprop", "RED-RMSProp", lambda p, n, **o: _red(p, n, preconditioner="rmsprop", **o), _RED_OPTIONS),
+        # from libraries: an option that is not given has the library's default
+        Method(
+            "momentum",
+            "SGD with momentum",
+            _library("torch.optim", "SGD", momentum=0.9),
+            _COMMON | {"momentum", "nesterov"},
+            separable=True,
+        ),
+        Method("adam", "Adam", _library("torch.optim", "Adam"), _ADAM, separable=True),
+        Method("adamw", "AdamW", _library("torch.optim", "AdamW"), _ADAM, decoupled=True, separable=True),
+        Method("adagrad", "AdaGrad", _library("torch.optim", "Adagrad"), _COMMON | {"eps"}, separable=True),
+        Method(
+            "torch-rmsprop",
+            "RMSProp of PyTorch",
+            _library("torch.optim", "RMSprop"),
+            _COMMON | {"alpha", "eps", "momentum", "centered"},
+            separable=True,
+        ),
+        Method(
+            "lbfgs",
+            "L-BFGS",
+            _lbfgs,
+            _COMMON | {"max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size", "line_search_fn"},
+            closure=True,
+        ),
+        Method(
+            "shampoo",
+            "Shampoo",
+            _library("pytorch_optimizer", "Shampoo"),
+            _COMMON | {"momentum", "preconditioning_compute_steps", "matrix_eps"},
+        ),
+        Method(
+            "adahessian",
+            "AdaHessian",
+            _library("pytorch_optimizer", "AdaHessian"),
+            _ADAM | {"hessian_power", "update_period", "num_samples"},
+            second=True,
+            decoupled=True,
+        ),
+        # without a learning rate: lr = 1 is a factor on what they find
+        Method(
+            "prodigy",
+            "Prodigy",
+            _library("prodigyopt", "Prodigy"),
+            _ADAM | {"beta3", "d0", "d_coef", "growth_rate", "use_bias_correction", "safeguard_warmup"},
+            decoupled=True,
+        ),
+        Method(
+            "schedule-free",
+            "Schedule-Free AdamW",
+            _schedule_free,
+            _ADAM | {"warmup_steps", "r", "weight_lr_power"},
+            averages=True,
+            decoupled=True,
+        ),
+        Method(
+            "d-adaptation",
+            "D-Adaptation, Adam",
+            _library("dadaptation", "DAdaptAdam"),
+            _ADAM | {"d0", "growth_rate", "use_bias_correction"},
+        ),
     )
 }
 
@@ -100,14 +218,55 @@ def method(name: str) -> Method:
 def take_step(
     optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor], loss: Callable[[Tensor], Tensor]
 ) -> Step:
-    """One step of any method on one batch."""
+    """One step of any method on one batch. Nothing in it waits for the device, unless the optimizer itself does."""
     if hasattr(optimizer, "diagnostics"):
         optimizer.step(closure, loss)  # type: ignore[call-overload]
         return {"loss": optimizer.diagnostics["objective"], "step": optimizer.diagnostics["step"]}
+    kind: Method = getattr(optimizer, "method", METHODS["sgd"])
     group = optimizer.param_groups[0]
-    l2 = sum(0.5 * group["weight_decay"] * p.detach().square().sum() for p in group["params"])
-    optimizer.zero_grad(set_to_none=True)
-    mean = loss(closure()).mean()
-    mean.backward()
-    optimizer.step()
-    return {"loss": mean.detach() + l2, "step": torch.as_tensor(group["lr"], dtype=mean.dtype)}
+    length = group["lr"] * group.get("d", 1.0)  # d: what a method without a learning rate puts in its place
+    with torch.no_grad():
+        l2 = 0.0 if kind.closure or kind.decoupled else _l2(group)
+
+    def gradient() -> Tensor:
+        """The loss of the batch; its gradient is left in the parameters."""
+        optimizer.zero_grad(set_to_none=True)
+        mean = loss(closure()).mean()
+        if kind.closure:
+            mean = mean + _l2(group)  # it knows nothing of weight decay
+        if kind.second:
+            params = group["params"]
+            for p, g in zip(params, torch.autograd.grad(mean, params, create_graph=True), strict=True):
+                p.grad = g
+        else:
+            mean.backward()
+        return mean.detach()
+
+    if kind.closure:
+        mean: Tensor = optimizer.step(gradient)  # type: ignore[arg-type, assignment]
+    else:
+        mean = gradient()
+        optimizer.step()
+    if kind.second:
+        optimizer.zero_grad(set_to_none=True)  # a gradient with a graph and its parameter keep each other alive
+    return {"loss": mean + l2, "step": torch.as_tensor(length, dtype=mean.dtype)}
+
+
+@contextmanager
+def evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, the parameters are those that the method wants evaluated, outside those that it continues from."""
+    if not getattr(optimizer, "method", METHODS["sgd"]).averages:
+        yield
+        return
+    optimizer.eval()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        optimizer.train()  # type: ignore[attr-defined]
+
+
+def _l2(group: dict[str, Any]) -> Tensor | float:
+    """λ/2 ‖θ‖²."""
+    if not group["weight_decay"]:
+        return 0.0
+    return sum(0.5 * group["weight_decay"] * p.square().sum() for p in group["params"])

@@ -29,11 +29,11 @@ def check(statement: str, holds: Any) -> None:
 def origin(record: Record, redo: str) -> str:
     """Markdown line: scale, device, date of a record, and what re-doing it takes."""
     made = record.made
-    tuning = record.notes.get("tuning_minutes")
-    more = f" and {tuning:.0f} more for tuning" if tuning else ""
+    more = f" and {made['tuning_minutes']:.0f} more for tuning" if made["tuning_minutes"] else ""
+    early = f" ({made['ended_early']} ended early: diverged or failed)" if made["ended_early"] else ""
     threads = " or ".join(str(t) for t in made["threads"])
     return (
         f"**Scale** {made['scale']} · **device** {', '.join(made['devices'])}, {threads} thread(s) a run · "
-        f"**made** {', '.join(made['dates'])} · {made['runs']} runs, {made['minutes']:.0f} minutes of process time{more} · "
+        f"**made** {', '.join(made['dates'])} · {made['runs']} runs{early}, {made['minutes']:.0f} minutes of process time{more} · "
         f"**redo** `{redo}`"
     )

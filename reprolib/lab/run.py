@@ -52,7 +52,12 @@ class Run:
         >>> a.key == Run(task="digits-classifier", method="sgd", options=(("lr", 0.1),), epochs=1, batch_size=8, seed=0).key
         True
         """
-        canonical = json.dumps(self.specification, sort_keys=True, separators=(",", ":"))
+        return self.key_of(self.specification)
+
+    @staticmethod
+    def key_of(specification: dict[str, Any]) -> str:
+        """The key of a specification, of today or of a record."""
+        canonical = json.dumps(specification, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @classmethod

@@ -1,24 +1,34 @@
-"""Train one run and keep its history."""
+"""Train one run: epoch by epoch, from any checkpoint on, and keep its history."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pandas as pd
 import torch
 
-from reprolib.errors import SkippedStep
-from reprolib.lab.methods import method, take_step
+from reprolib.errors import DataError, InvalidInput, ReprolibError, SkippedStep
+from reprolib.lab.cost import gradients_per_step
+from reprolib.lab.files import replaced
+from reprolib.lab.methods import evaluating, method, take_step
 from reprolib.lab.run import Run
 from reprolib.tasks import task
 
-SMOOTHING = 0.99  # of the loss and step curves, per iteration, as in the paper's figures
+SMOOTHING = 0.99  # of the loss and step curves, per iteration, as in RED's figures
 POINTS = 100  # rows that a history keeps
+FIRST = 5  # unsmoothed losses that it keeps: enough to notice a change of behaviour
+COLUMNS = ["epoch", "iteration", "loss", "step", "gradients", "seconds", "wall", "test_loss", "test_accuracy"]
+
+FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
+FAILURES = (ReprolibError, torch.OutOfMemoryError, torch.linalg.LinAlgError)  # the run's own; all others are ours
 
 
 @dataclass
@@ -26,93 +36,255 @@ class History:
     """What a run recorded.
 
     ``table`` has one row per logged iteration: ``epoch`` (fractions), ``iteration``, ``loss`` and ``step`` (bias-corrected
-    exponential averages over iterations, the L² term included), ``seconds`` (process CPU time, or device time, of training
-    alone), and at epoch ends ``test_loss`` and ``test_accuracy`` (of the validation split if the run holds one out).
+    exponential averages over iterations, the L² term included), ``gradients`` (matrix products so far, in gradients of a
+    batch), ``seconds`` (process CPU time, or device time, of training alone, spread evenly within an epoch), ``wall``
+    (seconds since the start, evaluation and loading included), and at epoch ends ``test_loss`` and ``test_accuracy`` (of
+    the validation split if the run holds one out).
     """
 
     run: Run
     table: pd.DataFrame
-    first_losses: list[float]  # unsmoothed, of the first five iterations: enough to notice a change of behaviour
-    skipped: int = 0
-    diverged: bool = False
-    wall_seconds: float = 0.0  # from the first line to the last, evaluation and loading included
+    first_losses: list[float]
+    status: str = FINISHED
+    reason: str = ""  # why it failed
+    skipped: int = 0  # steps that changed nothing
     environment: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def diverged(self) -> bool:
+        """Whether the loss stopped being finite."""
+        return self.status == DIVERGED
+
+    @property
     def final(self) -> dict[str, float]:
-        """The last value of each column (NaN where the run diverged before its first value)."""
+        """The last value of each column (NaN where the run ended before its first value)."""
         return {name: _last(self.table[name]) for name in self.table.columns}
 
+    @property
+    def last_finite_loss(self) -> float | None:
+        """The smoothed loss of the last row in which it is finite."""
+        finite = [x for x in self.table["loss"] if math.isfinite(x)]
+        return finite[-1] if finite else None
 
-def train(run: Run, device: str | torch.device = "cpu") -> History:
-    """Train ``run``; a run whose loss stops being finite ends there and is marked ``diverged``."""
-    began = time.perf_counter()
-    problem, optimizer, scheduler = _start(run, device)
-    per_epoch, epochs = len(problem.batches), run.stop_after or run.epochs
-    every = max(1, per_epoch * epochs // POINTS)
-    loss, step = _Average(SMOOTHING), _Average(SMOOTHING)
-    rows: list[dict[str, float]] = []
-    first: list[float] = []
-    diverged, seconds = False, 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SkippedStep)  # counted in the history instead
-        for epoch in range(epochs):
-            start = _clock(device)
-            for i, (x, y) in enumerate(problem.batches.epoch(epoch)):
-                report = take_step(optimizer, *problem.pair(x, y))
-                iteration = epoch * per_epoch + i + 1
-                value = float(report["loss"])
-                if len(first) < 5:  # enough to notice a change of behaviour
-                    first.append(value)
-                loss.add(value)
-                step.add(float(report["step"]))
-                diverged = not math.isfinite(value)
-                last = i == per_epoch - 1
-                if diverged or last or iteration % every == 0:
-                    seconds += _clock(device) - start
-                    row = {
-                        "epoch": iteration / per_epoch,
-                        "iteration": iteration,
-                        "loss": loss.value,
-                        "step": step.value,
-                    }
-                    row["seconds"] = seconds
-                    if last:
-                        row |= {f"test_{k}": v for k, v in problem.evaluate().items()}
-                    rows.append(row)
-                    start = _clock(device)
-                if diverged:
-                    break
-            if diverged:
+
+class Training:
+    """A run under way. After each :meth:`advance` it stands at the end of an epoch, where it can be saved and restored.
+
+    Within an epoch nothing waits for the device: losses and steps stay there until it ends.
+    """
+
+    def __init__(self, run: Run, device: str | torch.device = "cpu", *, download: bool = True):
+        self.began = time.perf_counter()
+        self.run, self.device = run, torch.device(device)
+        self.problem = task(run.task).build(
+            run.seed,
+            batch_size=run.batch_size,
+            device=device,
+            dtype=getattr(torch, run.dtype),
+            train_size=run.train_size,
+            held_out=run.held_out,
+            download=download,
+        )
+        torch.manual_seed(run.seed)  # for networks that draw random numbers (dropout)
+        self.method = method(run.method)
+        self.optimizer, self.scheduler = self.method.build(
+            list(self.problem.net.parameters()), run.epochs, **dict(run.options)
+        )
+        self.epochs, self.per_epoch = run.stop_after or run.epochs, len(self.problem.batches)
+        self.log = Log(self.per_epoch, self.epochs, gradients_per_step(run, self.problem))
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.log.epoch >= self.epochs or self.log.status != FINISHED
+
+    def advance(self) -> None:
+        """Train one epoch and evaluate."""
+        losses, steps, start = [], [], clock(self.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SkippedStep)  # counted in the history instead
+            for x, y in self.problem.batches.epoch(self.log.epoch):
+                report = take_step(self.optimizer, *self.problem.pair(x, y))
+                losses.append(report["loss"])
+                steps.append(report["step"])
+                if self.device.type == "cpu" and not math.isfinite(losses[-1]):
+                    break  # elsewhere looking would cost a wait, and the end of the epoch shows it too
+        seconds = clock(self.device) - start
+        wall = lambda: time.perf_counter() - self.began  # noqa: E731
+        self.log.add(self._read(losses), self._read(steps), seconds, wall, self._evaluate)
+        self.scheduler.step()
+
+    def first_losses(self, steps: int = FIRST) -> list[float]:
+        """The unsmoothed losses of the first steps, as a history keeps them."""
+        losses: list[float] = []
+        for x, y in islice(self.problem.batches.epoch(0), steps):
+            losses.append(float(take_step(self.optimizer, *self.problem.pair(x, y))["loss"]))
+            if not math.isfinite(losses[-1]):
                 break
-            scheduler.step()
-    columns = ["epoch", "iteration", "loss", "step", "seconds", "test_loss", "test_accuracy"]
-    table = pd.DataFrame(rows).reindex(columns=columns)
-    wall = time.perf_counter() - began
-    return History(run, table, first, getattr(optimizer, "skipped", 0), diverged, wall)
+        return losses
+
+    def history(self) -> History:
+        """What has been recorded so far."""
+        skipped = int(getattr(self.optimizer, "skipped", 0))
+        return History(self.run, self.log.table, self.log.first, self.log.status, "", skipped)
+
+    def _evaluate(self) -> dict[str, float]:
+        with evaluating(self.optimizer):
+            return self.problem.evaluate()
+
+    def _read(self, values: list[torch.Tensor]) -> list[float]:
+        """Numbers that may be on the device, fetched at once."""
+        return torch.stack([v.to(self.device, torch.float64) for v in values]).tolist()
+
+    # ---- checkpoints
+
+    def save(self, path: Path) -> None:
+        """Write everything that the rest of the run depends on; the file is whole or not there."""
+        state = {
+            "key": self.run.key,
+            "net": self.problem.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "skipped": int(getattr(self.optimizer, "skipped", 0)),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "log": self.log.state(time.perf_counter() - self.began),
+        }
+        with replaced(path) as partial:
+            torch.save(state, partial)
+
+    def restore(self, path: Path) -> bool:
+        """Continue from a checkpoint; ``False``, and nothing happens, if there is none of this run that can be read."""
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)  # data only: no code is run
+        except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError):
+            return False
+        if state.get("key") != self.run.key:
+            return False
+        self.problem.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if hasattr(self.optimizer, "skipped"):
+            self.optimizer.skipped = state["skipped"]
+        torch.set_rng_state(state["random"])
+        if state["cuda_random"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+        self.began -= self.log.restore(state["log"])
+        return True
 
 
-def first_losses(run: Run, device: str | torch.device = "cpu", *, steps: int = 5, download: bool = True) -> list[float]:
+class Log:
+    """The rows of a history, made from what an epoch brings: every so many iterations, and at its end."""
+
+    def __init__(self, per_epoch: int, epochs: int, gradients: float):
+        self.per_epoch, self.gradients = per_epoch, gradients  # gradients: per step
+        self.every = max(1, per_epoch * epochs // POINTS)
+        self.epoch, self.seconds, self.status = 0, 0.0, FINISHED
+        self.loss, self.step = _Average(SMOOTHING), _Average(SMOOTHING)
+        self.rows: list[dict[str, float]] = []
+        self.first: list[float] = []
+
+    def add(
+        self,
+        losses: list[float],
+        steps: list[float],
+        seconds: float,
+        wall: Callable[[], float],
+        evaluate: Callable[[], dict[str, float]],
+    ) -> None:
+        """An epoch: its losses and step lengths by iteration, and its time; ``evaluate`` is called if it went well."""
+        done = self.epoch * self.per_epoch
+        self.first += losses[: FIRST - len(self.first)]
+        for i, (loss, step) in enumerate(zip(losses, steps, strict=True), start=1):
+            self.loss.add(loss)
+            self.step.add(step)
+            if not math.isfinite(loss):
+                self.status = DIVERGED
+            last = i == self.per_epoch
+            if last or self.status == DIVERGED or (done + i) % self.every == 0:
+                row = {"epoch": (done + i) / self.per_epoch, "iteration": done + i}
+                row |= {"loss": self.loss.value, "step": self.step.value, "gradients": self.gradients * (done + i)}
+                row |= {"seconds": self.seconds + seconds * i / len(losses), "wall": wall()}
+                if last and self.status == FINISHED:
+                    row |= {f"test_{k}": v for k, v in evaluate().items()}
+                    row["wall"] = wall()
+                self.rows.append(row)
+            if self.status == DIVERGED:
+                break
+        self.seconds += seconds
+        self.epoch += 1
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The rows as :class:`History` has them."""
+        return pd.DataFrame(self.rows).reindex(columns=COLUMNS)
+
+    def state(self, wall: float) -> dict[str, Any]:
+        """All of it as plain data, with the seconds since the start."""
+        averages = [(a.total, a.weight) for a in (self.loss, self.step)]
+        names = ("epoch", "seconds", "status", "rows", "first")
+        return {name: getattr(self, name) for name in names} | {"averages": averages, "wall": wall}
+
+    def restore(self, state: dict[str, Any]) -> float:
+        """Take :meth:`state` up again; returns its seconds."""
+        for name in ("epoch", "seconds", "status", "rows", "first"):
+            setattr(self, name, state[name])
+        for average, (total, weight) in zip((self.loss, self.step), state["averages"], strict=True):
+            average.total, average.weight = total, weight
+        return state["wall"]
+
+
+def train(
+    run: Run,
+    device: str | torch.device = "cpu",
+    *,
+    checkpoint: Path | None = None,
+    every: float = 30.0,
+    watch: Callable[[Log], None] = lambda log: None,
+    deadline: Callable[[], bool] = lambda: False,
+    download: bool = True,
+) -> History | None:
+    """Train ``run``; a run whose loss stops being finite ends there, one that raises for its own reasons has failed.
+
+    Args:
+        run: what to train.
+        device: where.
+        checkpoint: file to continue from, and to write at ends of epochs.
+        every: seconds between two checkpoints, at least.
+        watch: is shown the log after each epoch.
+        deadline: asked after each epoch whether to stop there; then a checkpoint is written and ``None`` returned.
+        download: fetch the data set if it is not here.
+    """
+    training = None
+    try:
+        training = Training(run, device, download=download)
+        if checkpoint:
+            training.restore(checkpoint)
+        saved = time.perf_counter()
+        while not training.over:
+            if deadline():
+                if checkpoint:
+                    training.save(checkpoint)
+                return None
+            training.advance()
+            watch(training.log)
+            if checkpoint and not training.over and time.perf_counter() - saved >= every:
+                training.save(checkpoint)
+                saved = time.perf_counter()
+        return training.history()
+    except (InvalidInput, DataError):
+        raise  # of the caller's making
+    except FAILURES as error:
+        table = training.log.table if training else pd.DataFrame(columns=COLUMNS)
+        first = training.log.first if training else []
+        return History(run, table, first, FAILED, f"{type(error).__name__}: {error}"[:300])
+
+
+def first_losses(
+    run: Run, device: str | torch.device = "cpu", *, steps: int = FIRST, download: bool = True
+) -> list[float]:
     """The unsmoothed losses of the first steps of ``run``, as its history keeps them."""
-    problem, optimizer, _ = _start(run, device, download=download)
-    batches = islice(problem.batches.epoch(0), steps)
-    return [float(take_step(optimizer, *problem.pair(x, y))["loss"]) for x, y in batches]
-
-
-def _start(run: Run, device: str | torch.device, *, download: bool = True):
-    """The problem, optimizer and schedule of a run at its first step."""
-    problem = task(run.task).build(
-        run.seed,
-        batch_size=run.batch_size,
-        device=device,
-        dtype=getattr(torch, run.dtype),
-        train_size=run.train_size,
-        held_out=run.held_out,
-        download=download,
-    )
-    torch.manual_seed(run.seed)  # for networks that draw random numbers (dropout)
-    optimizer, scheduler = method(run.method).build(list(problem.net.parameters()), run.epochs, **dict(run.options))
-    return problem, optimizer, scheduler
+    return Training(run, device, download=download).first_losses(steps)
 
 
 class _Average:
@@ -130,9 +302,9 @@ class _Average:
         return self.total / self.weight
 
 
-def _clock(device: str | torch.device) -> float:
+def clock(device: torch.device) -> float:
     """Seconds of process CPU time; on a GPU, of wall time after the device has caught up."""
-    if torch.device(device).type == "cuda":
+    if device.type == "cuda":
         torch.cuda.synchronize(device)
         return time.perf_counter()
     return time.process_time()

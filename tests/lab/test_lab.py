@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib import import_module
 
 import pandas as pd
 import pytest
 import torch
 
-from reprolib.errors import DataError, InvalidInput, RecordError, UnknownName
-from reprolib.lab import Record, Run, execute, train
+from reprolib.errors import DataError, InvalidInput, RecordError, UnknownName, UnsupportedOperation
+from reprolib.lab import History, Record, Run, execute, train
 from reprolib.lab import methods as methods_module
-from reprolib.lab.experiments import conduct, red_first_results
+from reprolib.lab.experiments import conduct, follow, outstanding, red_figure2, together
 from reprolib.lab.methods import METHODS
-from reprolib.lab.record import published, run_of
-from reprolib.lab.replay import differences
+from reprolib.lab.record import differences, published, run_of
+from reprolib.lab.replay import differences as not_replayed
 from reprolib.lab.train import first_losses
 from reprolib.lab.verdict import by_seed
 from reprolib.tasks import TASKS, task
@@ -28,7 +31,7 @@ def run(method: str = "red-sgd", seed: int = 0, **fields) -> Run:
 
 
 def same(a, b) -> bool:
-    columns = [c for c in a.table.columns if c != "seconds"]
+    columns = [c for c in a.table.columns if c not in ("seconds", "wall")]
     return a.table[columns].equals(b.table[columns]) and a.first_losses == b.first_losses
 
 
@@ -89,22 +92,23 @@ def test_execution_continues_where_it_stopped(tmp_path, workers):
     assert same(both[0], first[0])
     assert same(both[2], first[0])
     assert [h.run.seed for h in both] == [0, 1, 0]
-    assert not list(tmp_path.glob("*.partial"))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".lock"}
     again = execute(runs, keep=tmp_path, say=said.append)
     assert len(said) == 2
     assert same(again[1], both[1])
 
 
 def test_records_round_trip(tmp_path):
-    record = Record.of("trial", "smoke", execute([run("sgd"), run("red-sgd")]), {"why": "test"})
+    record = Record.of("red/trial", "smoke", execute([run("sgd"), run("red-sgd")]), {"why": "test"})
     path = record.save(tmp_path)
-    back = Record.load("trial", where=tmp_path)
+    back = Record.load("red/trial", where=tmp_path)
     assert back.scale == "smoke"
     assert back.notes == {"why": "test"}
     assert back.runs == record.runs
     pd.testing.assert_frame_equal(back.table, record.table, rtol=1e-5, check_dtype=False)
+    assert back.statuses == {"finished": 2}
     assert back.stale() == []
-    assert differences(back) == []
+    assert not_replayed(back) == []
     content = path.read_text()
     for private in ("/home", "/root", "/tmp"):
         assert private not in content
@@ -115,41 +119,89 @@ def test_records_round_trip(tmp_path):
 def test_the_best_scale_is_read(tmp_path):
     histories = execute([run("sgd")])
     for scale in ("desk", "smoke"):
-        Record.of("trial", scale, histories).save(tmp_path)
-    assert Record.load("trial", where=tmp_path).scale == "desk"
-    assert Record.load("trial", "smoke", where=tmp_path).scale == "smoke"
+        Record.of("red/trial", scale, histories).save(tmp_path)
+    assert Record.load("red/trial", where=tmp_path).scale == "desk"
+    assert Record.load("red/trial", "smoke", where=tmp_path).scale == "smoke"
 
 
-def test_records_that_do_not_belong_are_refused(tmp_path, monkeypatch):
-    Record.of("trial", "smoke", execute([run("sgd")])).save(tmp_path)
-    meta, csv = tmp_path / "trial.smoke.json", tmp_path / "trial.smoke.csv"
+def test_records_that_do_not_belong_are_refused(tmp_path):
+    record = Record.of("red/trial", "smoke", execute([run("sgd")]))
+    meta = record.save(tmp_path)
+    csv = meta.with_suffix(".csv")
     good_meta, good_csv = meta.read_text(), csv.read_text()
+    key = next(iter(record.runs))
     for path, text, words in [
         (meta, "{", "damaged"),
-        (meta, good_meta.replace('"format": 1', '"format": 99'), "format 99"),
-        (csv, good_csv.replace(good_csv.splitlines()[1].split(",")[0], "0"), "different runs"),
+        (meta, good_meta.replace('"format": 2', '"format": 99'), "format 99"),
+        (meta, good_meta.replace('"lr": 0.1', '"lr": 0.3'), f"run {key} is not what its specification says"),
+        (csv, good_csv.replace(key, "0"), "without provenance"),
     ]:
         meta.write_text(good_meta)
         csv.write_text(good_csv)
         path.write_text(text)
         with pytest.raises(RecordError, match=words):
-            Record.load("trial", where=tmp_path)
-    meta.write_text(good_meta.replace('"lr": 0.1', '"lr": 0.3'))
-    csv.write_text(good_csv)
-    assert len(Record.load("trial", where=tmp_path).stale()) == 1
+            Record.load("red/trial", where=tmp_path)
     with pytest.raises(RecordError, match="make one with"):
-        Record.load("nothing", where=tmp_path)
+        Record.load("red/nothing", where=tmp_path)
     with pytest.raises(RecordError, match="no paper record"):
-        Record.load("trial", "paper", where=tmp_path)
+        Record.load("red/trial", "paper", where=tmp_path)
     with pytest.raises(UnknownName, match="scale"):
-        Record.load("trial", "huge", where=tmp_path)
+        Record.load("red/trial", "huge", where=tmp_path)
+
+
+def test_a_record_of_another_version_is_stale(tmp_path, monkeypatch):
+    Record.of("red/trial", "smoke", execute([run("sgd")])).save(tmp_path)
+    sgd = METHODS["sgd"]
+    monkeypatch.setitem(methods_module.METHODS, "sgd", replace(sgd, version=sgd.version + 1))
+    assert len(Record.load("red/trial", where=tmp_path).stale()) == 1
+
+
+def test_every_run_is_counted_however_it_ended(tmp_path, monkeypatch):
+    def broken(*args):
+        raise UnsupportedOperation("no rule for it")
+
+    diverging = run("sgd", task="digits-autoencoder", options={"lr": 1e6})
+    good, trial = run("sgd"), run("sgd", seed=9)
+    histories = execute([good, diverging, trial])
+    monkeypatch.setattr(import_module("reprolib.lab.train"), "take_step", broken)
+    failed = execute([run("sgd", seed=5)])
+    Record.of("red/trial", "smoke", {"reported": [*histories[:2], *failed], "trial": [histories[2]]}).save(tmp_path)
+    back = Record.load("red/trial", where=tmp_path)
+    assert back.statuses == {"finished": 2, "diverged": 1, "failed": 1}
+    assert back.made["ended_early"] == 2
+    assert back.runs[failed[0].run.key]["reason"] == "UnsupportedOperation: no rule for it"
+    kept = back.runs[diverging.key]
+    assert 0 < kept["iterations"] < 12
+    assert math.isfinite(kept["last_finite_loss"])
+    assert set(back.table["seed"]) == {0}  # trials are kept, but not among the reported
+    assert len(back.of_role("trial")) == 1
+
+
+def test_histories_say_what_a_step_costs():
+    """In matrix products of a 3-layer network: a gradient takes 8, RED by Algorithm 2 7 more (the first layer needs fewer)."""
+    sgd, ours = (train(run(m, epochs=1)).final for m in ("sgd", "red-sgd"))
+    assert sgd["gradients"] == sgd["iteration"] == 6
+    assert 1.6 < ours["gradients"] / 6 < 15 / 8
+    assert sgd["seconds"] > 0
+    assert sgd["wall"] > 0
+
+
+def test_parts_of_a_record_are_merged(tmp_path):
+    a, b = (Record.of("red/trial", "smoke", execute([run("sgd", seed=s)]), {f"from {s}": s}) for s in (0, 1))
+    with ThreadPoolExecutor(2) as pool:  # at the same time
+        list(pool.map(lambda r: r.save(tmp_path, merge=True), [a, b]))
+    whole = Record.load("red/trial", where=tmp_path)
+    assert set(whole.runs) == set(a.runs) | set(b.runs)
+    assert whole.notes == {"from 0": 0, "from 1": 1}
+    assert differences(whole, whole) == []
+    assert len(differences(whole, a)) == 1
 
 
 def test_a_changed_behaviour_is_noticed_by_the_replay(tmp_path):
-    record = Record.of("trial", "smoke", execute([run("sgd")]))
+    record = Record.of("red/trial", "smoke", execute([run("sgd")]))
     kept = next(iter(record.runs.values()))
     kept["first_losses"][4] *= 1.01
-    assert len(differences(record)) == 1
+    assert len(not_replayed(record)) == 1
 
 
 def test_published_records_belong_to_this_code():
@@ -160,19 +212,19 @@ def test_published_records_belong_to_this_code():
         record = Record.load(name, scale)
         assert record.stale() == []
         here = {k: r for k, r in record.runs.items() if task(r["specification"]["task"]).dataset == "digits"}
-        assert differences(Record(name, scale, record.table, here, {})) == []
+        assert not_replayed(Record(name, scale, record.rows, here, {})) == []
         for kept in record.runs.values():
             assert json.loads(json.dumps(run_of(kept["specification"]).specification)) == kept["specification"]
 
 
 def test_the_protocol_of_the_first_experiment():
-    columns, _ = red_first_results.SIZES["paper"]
+    columns, _ = red_figure2.SIZES["paper"]
     assert [c.decay(0.97) for c in columns] == [0.97, 0.97]
-    desk = red_first_results.SIZES["desk"][0][0]
+    desk = red_figure2.SIZES["desk"][0][0]
     assert desk.decay(0.97) ** desk.epochs == pytest.approx(0.97**200)
-    assert len(red_first_results.STEPS) == 14
-    assert min(red_first_results.STEPS) == pytest.approx(1e-5)
-    assert max(red_first_results.STEPS) == pytest.approx(50)
+    assert len(red_figure2.STEPS) == 14
+    assert min(red_figure2.STEPS) == pytest.approx(1e-5)
+    assert max(red_figure2.STEPS) == pytest.approx(50)
     asked = []
 
     def fake(runs):  # the loss of a run is its distance from lr = 0.5 and no decay; larger steps than 5 diverge
@@ -182,15 +234,54 @@ def test_the_protocol_of_the_first_experiment():
             o = dict(r.options)
             loss = abs(math.log10(o["lr"]) - math.log10(0.5)) + (1 - o["decay"]) if o["lr"] <= 5 else math.nan
             table = pd.DataFrame({"loss": [loss], "test_loss": [1.0 if o["lr"] == 0.1 else 2.0], "seconds": [1.0]})
-            out.append(type("H", (), {"final": table.iloc[0].to_dict(), "diverged": o["lr"] > 5})())
+            out.append(History(r, table, [], "diverged" if o["lr"] > 5 else "finished"))
         return out
 
-    result = red_first_results.tune(desk, "sgd", fake, halving=True)
-    assert result["chosen"] == {"lr": 0.5, "decay": 1.0}
+    result = follow(desk.tuned("sgd", (0, 1), halving=True), fake)
+    assert result["options"] == {"lr": 0.5, "decay": 1.0}
     assert result["by_validation"]["lr"] == pytest.approx(0.1)
     assert sum(row["train_loss"] is None for row in result["first_round"]) == 2
-    assert asked == [14, 16]
-    assert result["seconds"] == 30
+    assert asked == [14, 16, 2]
+    assert len(result["trials"]) == 30
+    assert [h.run.seed for h in result["histories"]] == [0, 1]
+
+
+def test_plans_advance_side_by_side():
+    runs = [run("sgd", seed=s) for s in range(6)]
+
+    def short():
+        first = yield runs[:2]
+        return len(first)
+
+    def long():
+        yield runs[2:3]
+        second = yield runs[3:6]
+        return [h.run.seed for h in second]
+
+    asked = []
+
+    def fake(batch):
+        asked.append([r.seed for r in batch])
+        return [History(r, pd.DataFrame(), []) for r in batch]
+
+    assert follow(together([short(), long()]), fake) == [2, [3, 4, 5]]
+    assert asked == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_what_is_outstanding_grows_with_what_is_done():
+    known, missing = outstanding("red/figure2", "smoke", lambda r: None)
+    assert not known
+    assert len({r.key for r in missing}) == len(missing)
+    untuned = [r for r in missing if not r.held_out]
+    assert {r.method for r in untuned} == {"sgd", "rmsprop", "red-sgd", "red-rmsprop"}
+
+    def find(r):
+        table = pd.DataFrame({"loss": [dict(r.options).get("lr", 0.0)], "test_loss": [1.0], "seconds": [1.0]})
+        return History(r, table, []) if r.stop_after != 1 else None
+
+    known, missing = outstanding("red/figure2", "smoke", find)
+    assert all(r.stop_after == 1 for r in missing)
+    assert len(known) == len(untuned)
 
 
 def test_verdicts():
@@ -207,8 +298,10 @@ def test_bad_names_have_one_clear_error():
         (lambda: run(task="mnist"), "unknown task"),
         (lambda: run("sgd", options={"momentum": 0.9}), "option of sgd"),
         (lambda: run(epochs=0), "epochs = 0"),
-        (lambda: conduct("red-first", "smoke"), "did you mean 'red-first-results'"),
-        (lambda: conduct("red-first-results", "tiny"), "unknown scale"),
+        (lambda: conduct("red/figure", "smoke", execute), "did you mean 'red/figure2'"),
+        (lambda: conduct("red/figure2", "tiny", execute), "unknown scale"),
+        (lambda: execute([], engine="slurm"), "unknown engine"),
+        (lambda: execute([], engine="dask"), "address of a scheduler"),
     ]:
         with pytest.raises(InvalidInput, match=words):
             call()

@@ -7,26 +7,24 @@ searched by halving: every τ0 for a while without decay, then the best few with
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reprolib.lab import tuning
+from reprolib.lab.experiments import Plan, together
 from reprolib.lab.methods import method
-from reprolib.lab.record import Record
+from reprolib.lab.record import DEFAULT, REPORTED, TRIAL, Record
 from reprolib.lab.run import Run
-from reprolib.lab.train import History
 from reprolib.lab.verdict import by_seed
 
-NAME = "red-first-results"
-Execute = Callable[[Sequence[Run]], list[History]]
+NAME = "red/figure2"
 
-BASELINES = ("sgd", "rmsprop")
-RED_METHODS = ("red-sgd", "red-rmsprop")  # every option at its default, on every task (claim red-c06)
+# every option of RED at its default, on every task (claim red-c06); of the baselines, what PyTorch would do untuned
+RED_METHODS = ("red-sgd", "red-rmsprop")
+BASELINES: dict[str, dict[str, Any]] = {"sgd": {"lr": 1e-3}, "rmsprop": {"lr": 1e-3}}
 STEPS = tuple(m * 10.0**n for n in range(-5, 2) for m in (1, 5))  # appendix B: {1, 5}·10ⁿ, n = −5…1
-TUNING_SEED = 1000  # not among the reported seeds
 TUNED_FRACTION = 0.2  # of the epochs, as in the paper
-SURVIVORS = 4  # values of τ0 that go on to the grid with decays (below paper scale)
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,11 @@ class Column:
     paper_epochs: int
     held_out: int  # training samples that tuning keeps for validation
 
+    @property
+    def tuning_epochs(self) -> int:
+        """How long a trial trains."""
+        return max(1, round(TUNED_FRACTION * self.epochs))
+
     def decay(self, d: float) -> float:
         """The paper's ``d`` per epoch, translated to this training's length with the same total decay."""
         return d ** (self.paper_epochs / self.epochs)
@@ -48,6 +51,26 @@ class Column:
         """One run per seed."""
         common = {"task": self.task, "epochs": self.epochs, "batch_size": self.batch_size, "options": options or {}}
         return [Run.of(name, seed=seed, **common, **more) for seed in seeds]
+
+    def tuned(self, baseline: str, seeds: Sequence[int], *, halving: bool) -> Plan:
+        """Tune ``baseline`` and run what was chosen: the tuning's result, with the histories under ``histories``."""
+
+        def trial(options: dict[str, Any], epochs: int) -> Run:
+            return self.runs(baseline, [tuning.SEED], options, stop_after=epochs, held_out=self.held_out)[0]
+
+        def with_decays(options: dict[str, Any]) -> list[dict[str, Any]]:
+            return [options | {"decay": self.decay(d)} for d in self.decays]
+
+        first = [{"lr": lr, "decay": 1.0} for lr in STEPS]
+        found = yield from tuning.tune(trial, first, self.tuning_epochs, with_decays, halving=halving)
+        return found | {"histories": (yield self.runs(baseline, seeds, found["options"]))}
+
+    def untuned(self, seeds: Sequence[int]) -> Plan:
+        """The histories of the methods that need no tuning, and of the baselines without it."""
+        red = [run for name in RED_METHODS for run in self.runs(name, seeds)]
+        default = [run for name, options in BASELINES.items() for run in self.runs(name, seeds, options)]
+        histories = yield [*red, *default]
+        return histories[: len(red)], histories[len(red) :]
 
 
 CLASSIFIER: dict[str, Any] = {"decays": (0.97, 0.98, 0.99, 1.0), "paper_epochs": 200}
@@ -77,67 +100,26 @@ SIZES: dict[str, tuple[list[Column], tuple[int, ...]]] = {
 }
 
 
-def conduct(scale: str, execute: Execute) -> Record:
-    """Tune the baselines, run all four methods on all seeds, keep the runs and, in the notes, the whole grid."""
+def plan(scale: str) -> Plan:
+    """Tune the baselines, run all four methods on all seeds, and the baselines without tuning; the notes have the grids."""
     columns, seeds = SIZES[scale]
-    histories: list[History] = []
-    tuning = []
-    for column in columns:
-        histories += execute([run for red in RED_METHODS for run in column.runs(red, seeds)])
-        for baseline in BASELINES:
-            result = tune(column, baseline, execute, halving=scale != "paper")
-            tuning.append(result)
-            histories += execute(column.runs(baseline, seeds, result["chosen"]))
-    minutes = sum(result["seconds"] for result in tuning) / 60
-    notes = {"tuning": tuning, "tuning_seed": TUNING_SEED, "tuning_minutes": round(minutes, 2)}
-    return Record.of(NAME, scale, histories, notes)
-
-
-def tune(column: Column, baseline: str, execute: Execute, *, halving: bool) -> dict[str, Any]:
-    """Search the grid; choose by the paper's rule, and note what the validation split would have chosen."""
-    epochs = max(1, round(TUNED_FRACTION * column.epochs))
-
-    def search(pairs: Sequence[tuple[float, float]], stop_after: int) -> list[dict[str, Any]]:
-        runs = [
-            run
-            for lr, d in pairs
-            for run in column.runs(
-                baseline,
-                [TUNING_SEED],
-                {"lr": lr, "decay": column.decay(d)},
-                stop_after=stop_after,
-                held_out=column.held_out,
-            )
-        ]
-        return [
-            {
-                "lr": lr,
-                "d": d,
-                "epochs": stop_after,
-                "train_loss": _finite(history.final["loss"], history),
-                "validation_loss": _finite(history.final["test_loss"], history),
-                "seconds": round(history.final["seconds"], 2),
-            }
-            for (lr, d), history in zip(pairs, execute(runs), strict=True)
-        ]
-
-    steps: Sequence[float] = STEPS
-    first: list[dict[str, Any]] = []
-    if halving:
-        first = search([(lr, 1.0) for lr in STEPS], max(1, epochs // 2))
-        steps = sorted(row["lr"] for row in sorted(first, key=_by("train_loss"))[:SURVIVORS])
-    grid = search([(lr, d) for lr in steps for d in column.decays], epochs)
-    best, other = min(grid, key=_by("train_loss")), min(grid, key=_by("validation_loss"))
-    return {
-        "task": column.task,
-        "method": baseline,
-        "chosen": {"lr": best["lr"], "decay": column.decay(best["d"])},
-        "d": best["d"],
-        "by_validation": {"lr": other["lr"], "decay": column.decay(other["d"])},
-        "seconds": sum(row["seconds"] for row in [*first, *grid]),
-        "first_round": first,
-        "grid": grid,
+    pairs = [(column, baseline) for column in columns for baseline in BASELINES]
+    found = yield from together(
+        [column.untuned(seeds) for column in columns]
+        + [column.tuned(baseline, seeds, halving=scale != "paper") for column, baseline in pairs]
+    )
+    untuned, tuned = found[: len(columns)], found[len(columns) :]
+    histories = {
+        REPORTED: [h for red, _ in untuned for h in red] + [h for t in tuned for h in t["histories"]],
+        DEFAULT: [h for _, default in untuned for h in default],
+        TRIAL: [h for t in tuned for h in t["trials"]],
     }
+    kept = ("options", "by_validation", "first_round", "grid")
+    notes = [
+        {"task": column.task, "method": baseline} | {name: result[name] for name in kept}
+        for (column, baseline), result in zip(pairs, tuned, strict=True)
+    ]
+    return histories, {"tuning": notes}
 
 
 def verdicts(record: Record) -> list[dict[str, str]]:
@@ -195,12 +177,3 @@ def verdicts(record: Record) -> list[dict[str, str]]:
         for red, baseline in pairs
     ]
     return competitive + warm_up + smaller
-
-
-def _finite(value: float, history: History) -> float | None:
-    """``None``, JSON's way to say it, for a run that diverged."""
-    return value if math.isfinite(value) and not history.diverged else None
-
-
-def _by(name: str) -> Callable[[dict[str, Any]], float]:
-    return lambda row: math.inf if row[name] is None else row[name]

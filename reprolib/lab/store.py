@@ -1,0 +1,73 @@
+"""The runs that are done, one file each under its key, and the checkpoints of those under way.
+
+A file appears whole or not at all, and its run is locked while somebody trains it, so any number of processes may share
+the folder: nobody's run is lost, and none is trained twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from reprolib.lab.files import write
+from reprolib.lab.run import Run
+from reprolib.lab.train import History
+
+FORMAT = 2
+
+
+def runs_folder() -> Path:
+    """Where runs are kept: ``$REPROLIB_RUNS``, or ``build/runs`` of the source tree."""
+    return Path(os.environ.get("REPROLIB_RUNS") or Path(__file__).resolve().parents[2] / "build" / "runs")
+
+
+class Store:
+    """A folder of runs."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def read(self, run: Run) -> History | None:
+        """The history of ``run``, if it is here, whole, and of this specification."""
+        try:
+            content = json.loads(self._history(run).read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT or content.pop("specification") != as_json(run.specification):
+                return None
+            return History(run, pd.DataFrame(content.pop("table")), **content)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # not there, or not ours: train it again
+
+    def write(self, history: History) -> None:
+        """Keep a history; the run's checkpoint has served."""
+        content: dict[str, Any] = {"format": FORMAT, "specification": history.run.specification}
+        content |= {f.name: getattr(history, f.name) for f in fields(history) if f.name not in ("run", "table")}
+        write(self._history(history.run), json.dumps(content | {"table": history.table.to_dict("list")}))
+        self.checkpoint(history.run).unlink(missing_ok=True)
+        self.progress(history.run).unlink(missing_ok=True)
+
+    def checkpoint(self, run: Run) -> Path:
+        """Where the checkpoint of ``run`` is."""
+        return self.folder / f"{run.key}.pt"
+
+    def progress(self, run: Run) -> Path:
+        """Where its trainer says how far it is."""
+        return self.folder / f"{run.key}.progress"
+
+    def lock(self, run: Run) -> FileLock:
+        """Held by whoever trains ``run``; the system frees it when that process dies."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / f"{run.key}.lock")
+
+    def _history(self, run: Run) -> Path:
+        return self.folder / f"{run.key}.json"
+
+
+def as_json(x: Any) -> Any:
+    """``x`` as it comes back from a JSON file (tuples are lists there)."""
+    return json.loads(json.dumps(x))
