@@ -119,7 +119,11 @@ def _cluster(scheduler: str) -> Iterator[None]:
         raise InvalidInput("engine='dask' needs the package: pip install 'reprolib[cluster]'") from error
     import joblib
 
-    with Client(scheduler, timeout="20s"), joblib.parallel_config("dask", wait_for_workers_timeout=60):
+    try:
+        client = Client(scheduler, timeout="20s")
+    except OSError as error:
+        raise InvalidInput(f"no dask scheduler answers at {scheduler}") from error
+    with client, joblib.parallel_config("dask", wait_for_workers_timeout=60):
         yield
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from reprolib.lab.methods import METHODS
+from reprolib.lab.statistics import MEAN, Spread
 from reprolib.tasks import task
 
 if TYPE_CHECKING:
@@ -75,15 +76,16 @@ def use_style() -> None:
     )
 
 
-def band(ax: Axes, table: pd.DataFrame, y: str, *, method: str, label: str | None = None) -> None:
-    """Mean line and min–max band of column ``y`` over the seeds of ``method``, against ``epoch``."""
-    rows = table.loc[table["method"] == method, ["epoch", "seed", y]].dropna()
-    over_seeds = rows.groupby("epoch")[y].agg(["mean", "min", "max"])
+def band(
+    ax: Axes, table: pd.DataFrame, y: str, *, method: str, label: str | None = None, x: str = "epoch", spread: Spread = MEAN
+) -> None:
+    """Centre line and band of column ``y`` over the seeds of ``method``, against column ``x``."""
+    over_seeds = spread.over(table[table["method"] == method], y, x)
     if over_seeds.empty:
         return
-    x = over_seeds.index.to_numpy(dtype=float)
-    ax.plot(x, over_seeds["mean"], color=COLOURS[method], label=label)
-    ax.fill_between(x, over_seeds["min"], over_seeds["max"], color=COLOURS[method], alpha=0.2, linewidth=0)
+    at, colour = over_seeds.index.to_numpy(dtype=float), COLOURS.get(method, NEUTRAL)
+    ax.plot(at, over_seeds["centre"], color=colour, label=label)
+    ax.fill_between(at, over_seeds["low"], over_seeds["high"], color=colour, alpha=0.2, linewidth=0)
 
 
 def dots(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from reprolib.errors import InvalidInput, UnknownName
 from reprolib.tasks import networks
 from reprolib.tasks.batches import Batches
-from reprolib.tasks.data import load, mean_std
+from reprolib.tasks.data import Dataset, load, mean_std
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Task:
     """What is trained on what. ``version`` is raised whenever the behaviour changes: records depend on it."""
 
     name: str
-    dataset: str
+    dataset: str | Callable[[], Dataset]  # a name that `load` knows, or a function that returns your own
     network: Callable[[], nn.Module]
     kind: (
         str  # "classes": cross-entropy and accuracy; "input": squared error, mean over pixels, against the input itself
@@ -61,7 +61,7 @@ class Task:
                 ``evaluate`` sees them, and not the test set.
             download: fetch the data set if it is not here.
         """
-        data = load(self.dataset, download=download)
+        data = self.dataset() if callable(self.dataset) else load(self.dataset, download=download)
         x, y = data.train.x[:train_size], data.train.y[:train_size]
         if not 0 <= held_out < len(x):
             raise InvalidInput(f"held_out = {held_out} of {len(x)} training samples: some must be left to train on")

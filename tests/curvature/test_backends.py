@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import case
+from cases import Squash, case
 from reference import flat, gradient_graph, hessian, jacobian, per_sample_hessians
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -113,18 +113,6 @@ def unknown_operation(backend):
     H = per_sample_hessians(losses, [w])
     answer = expand(lambda: sample(w.square()), lambda o: o.square().flatten(1).sum(1), [w], backend=backend)
     return answer.curvature((d,)), torch.einsum("i,sij,j->s", d.flatten(), H, d.flatten())
-
-
-class Squash(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, w):
-        ctx.save_for_backward(w)
-        return w.tanh()
-
-    @staticmethod
-    def backward(ctx, grad):
-        (w,) = ctx.saved_tensors
-        return grad * (1 - w.tanh() ** 2)
 
 
 def custom_function(backend):

@@ -269,3 +269,11 @@ def test_cuda_agrees_with_cpu(name):
         expand(a.closure, a.loss, a.params).curvature(a.d),
         **CLOSE,
     )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_zero_direction(backend):
+    c = case("mlp")
+    zero = tuple(torch.zeros_like(v) for v in c.d)
+    model = expand(c.closure, c.loss, c.params, backend=backend, retain=True)
+    assert not model.curvature(zero).any() and not flat(model.product(zero)).any() and not model.jvp(zero).any()

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from cases import case
+from cases import Squash, case
 from torch import nn
 from torch.nn import functional as F
 
@@ -145,20 +145,6 @@ def test_batch_of_one(backend):
 # ---- bad input
 
 
-class Squash(torch.autograd.Function):
-    """A custom function: what it does with the parameter is invisible from outside."""
-
-    @staticmethod
-    def forward(ctx, w):
-        ctx.save_for_backward(w)
-        return w.tanh()
-
-    @staticmethod
-    def backward(ctx, grad):
-        (w,) = ctx.saved_tensors
-        return grad * (1 - w.tanh() ** 2)
-
-
 def test_a_custom_function_never_passes_silently(backend):
     if backend == "finitediff":
         pytest.skip("difference quotients only look at values, and those are right")
@@ -208,7 +194,8 @@ def test_replicated_networks_are_refused():
     assert expand(lambda: wrapped.module(c.x), c.loss, c.params).curvature(c.d).shape == (6,)
 
 
-def test_a_closure_that_changes_is_noticed():
+@pytest.mark.parametrize("repeating", ["autodiff", "complexstep"])
+def test_a_closure_that_changes_is_noticed(repeating):
     c, count = case("mlp"), []
 
     def closure():
@@ -216,7 +203,7 @@ def test_a_closure_that_changes_is_noticed():
         return c.net(c.x * len(count))
 
     with pytest.raises(NotRepeatable):
-        expand(closure, c.loss, c.params, backend="autodiff").curvature(c.d)
+        expand(closure, c.loss, c.params, backend=repeating).curvature(c.d)
 
 
 def test_bad_arguments():

@@ -16,10 +16,10 @@ from reprolib.errors import DataError, InvalidInput, RecordError, UnknownName, U
 from reprolib.lab import History, Record, Run, execute, train
 from reprolib.lab import methods as methods_module
 from reprolib.lab.experiments import conduct, follow, outstanding, red_figure2, together
-from reprolib.lab.methods import METHODS
+from reprolib.lab.methods import METHODS, take_step
 from reprolib.lab.record import differences, published, run_of
 from reprolib.lab.replay import differences as not_replayed
-from reprolib.lab.train import first_losses
+from reprolib.lab.train import Training, first_losses
 from reprolib.lab.verdict import by_seed
 from reprolib.tasks import TASKS, task
 
@@ -311,3 +311,28 @@ def test_a_missing_data_set_leaves_no_record(tmp_path, monkeypatch):
     monkeypatch.setenv("REPROLIB_DATA", str(tmp_path / "none"))
     with pytest.raises(DataError, match="mnist"):
         first_losses(run(task="mnist-classifier"), download=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("method", ["sgd", "rmsprop", "red-sgd", "red-rmsprop"])
+def test_on_a_gpu_nothing_waits_within_an_epoch(method):
+    training = Training(run(method), "cuda")
+    (x, y), *batches = training.problem.batches.epoch(0)
+    take_step(training.optimizer, *training.problem.pair(x, y))  # the first one checks
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for x, y in batches:
+            take_step(training.optimizer, *training.problem.pair(x, y))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("method", ["sgd", "red-rmsprop"])
+def test_a_gpu_follows_the_processor(method, tmp_path):
+    here, there = train(run(method, dtype="float64")), train(run(method, dtype="float64"), "cuda")
+    assert there.first_losses == pytest.approx(here.first_losses, rel=1e-10)
+    training = Training(run(method), "cuda")
+    training.advance()
+    training.save(tmp_path / "c.pt")
+    assert Training(run(method), "cuda").restore(tmp_path / "c.pt")
