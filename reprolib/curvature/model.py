@@ -14,7 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from reprolib.curvature import autodiff, complexstep, finitediff, tape
-from reprolib.curvature.replay import Call, Repeat
+from reprolib.curvature.replay import Call, Repeat, Substitute, spare_statistics
 from reprolib.curvature.tree import Tensors, inner, like
 from reprolib.errors import (
     InvalidInput,
@@ -128,6 +128,13 @@ class Network:
     def losses(self, *values: Tensor, call: Call | None = None) -> Tensor:
         """The per-sample losses with ``values`` as parameters; ``call`` is that of :meth:`Repeat.at`."""
         return self._repeat.at(values, lambda: self.losses_of(self.closure()), call)
+
+    def losses_at(self, values: Tensors) -> Tensor:
+        """The same by the kernels of the ordinary pass, so that the two compare to the last digit; nothing to derive."""
+        mode = Substitute(self.params, values, spare_statistics)
+        with torch.no_grad(), self._repeat.same_random_numbers(), mode:
+            losses = self.losses_of(self.closure())
+        return mode.swap(losses)
 
     def losses_of(self, outputs: Tensor) -> Tensor:
         """Per-sample losses (B,) of outputs (B, ...): ``loss(outputs)``, averaged over what follows the batch axis."""
@@ -354,6 +361,13 @@ class LocalModel:
         self._answered()
         return answer
 
+    def loss_at(self, step: Tensors) -> Tensor:
+        """J(θ + step) of the same batch, a 0-d tensor: one more forward pass, with the same random numbers, no effects.
+
+        No directional answer: it frees nothing, but a closed model cannot give it.
+        """
+        return self._kept().losses_at(shifted(step, self._params)).mean()
+
     def summary(self, d: Tensors, groups: Sequence[Sequence[int]] | None = None, third: bool = True) -> Summary:
         """Derivatives of J along the S block directions of d (:class:`Summary`).
 
@@ -437,6 +451,11 @@ def check_repeated(losses: Tensor, again: Tensor) -> None:
             f"run again with the same parameters and random state, the losses changed by {float(drift):.3g}: the "
             "closure must give the same outputs each time (no counters, no random numbers of its own generator)"
         )
+
+
+def shifted(step: Tensors, params: Tensors) -> tuple[Tensor, ...]:
+    """θ + step."""
+    return tuple(p.detach() + s for p, s in zip(params, like(step, params, "step"), strict=True))
 
 
 def consumed() -> ModelConsumed:

@@ -19,9 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.nn import functional as F
 
-from reprolib.curvature.calls import map_tensors
 from reprolib.curvature.model import (
     Closure,
     LocalModel,
@@ -34,12 +32,11 @@ from reprolib.curvature.model import (
     consumed,
     opened,
     pairs_of,
+    shifted,
 )
-from reprolib.curvature.replay import Repeat, Substitute
+from reprolib.curvature.replay import Repeat, Substitute, spare_statistics
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import InvalidInput, RankFailed
-
-WRITING = (F.batch_norm, F.instance_norm, torch.batch_norm, torch.instance_norm)  # into their running statistics
 
 
 class Parts(LocalModel):
@@ -163,6 +160,17 @@ class Parts(LocalModel):
         ones = [1.0] * len(self._first)
         return self._total(lambda i, model: model.vjp(self._divided(w, "vjp: w")[i]), self._params, ones)
 
+    def loss_at(self, step: Tensors) -> Tensor:
+        """J(θ + step), a 0-d tensor, see :meth:`LocalModel.loss_at`."""
+
+        def own() -> list[Tensor]:
+            if not self._parts:
+                raise consumed()
+            values = shifted(step, self._params)
+            return [torch.stack([part.losses_at(values).sum() for part in self._parts]).sum() / self._batch]
+
+        return self._ranks.sum(own, [self.loss])[0]
+
     def summary(self, d: Tensors, groups: Sequence[Sequence[int]] | None = None, third: bool = True) -> Summary:
         """Derivatives of J along block directions, see :meth:`LocalModel.summary`."""
         s, new = len(self._params if groups is None else groups), self._params[0].new_empty
@@ -248,12 +256,17 @@ class Part(Repeat):
 
     def again(self) -> LocalModel:
         """The same local model by one more pass, without effects."""
-        self._mode = Substitute(self.params, self.params, _spare_statistics)
+        self._mode = Substitute(self.params, self.params, spare_statistics)
         try:
             with self.same_random_numbers():
                 return self.open()
         finally:
             self._mode = nullcontext()
+
+    def losses_at(self, values: Tensors) -> Tensor:
+        """The losses of this part with ``values`` as parameters."""
+        with self.same_random_numbers():
+            return Network(self._closure, self._loss, self.params).losses_at(values)
 
     # inside whatever else looks at the pass, so that this sees the copies and not what they stand for
 
@@ -353,10 +366,3 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
             f"the outputs of the parts do not fit together: {', '.join(str(tuple(x.shape)) for x in parts)}"
         )
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-
-
-def _spare_statistics(func: Callable, args: tuple, kwargs: dict) -> Any:
-    """``func(*args, **kwargs)``, a norm with copies of what it would write into."""
-    if func in WRITING:
-        args, kwargs = (map_tensors(x, lambda t: t if t.requires_grad else t.clone()) for x in (args, kwargs))
-    return func(*args, **kwargs)

@@ -145,6 +145,16 @@ def _written(func: Callable, args: tuple, kwargs: dict) -> Iterator[Tensor]:
     yield from tensors(kwargs.get("out"))
 
 
+WRITING = (F.batch_norm, F.instance_norm, torch.batch_norm, torch.instance_norm)  # into their running statistics
+
+
+def spare_statistics(func: Callable, args: tuple, kwargs: dict) -> Any:
+    """``func(*args, **kwargs)`` by its own kernel, a norm with copies of what it would write into."""
+    if func in WRITING:
+        args, kwargs = (map_tensors(x, lambda t: t if t.requires_grad else t.clone()) for x in (args, kwargs))
+    return func(*args, **kwargs)
+
+
 # --- the fused norms in basic operations. Their kernels keep mean and 1/std as constants for the backward pass, and
 # --- nested forward mode then differentiates as if they were: a wrong number, no error (see foundations/derivatives).
 

@@ -381,8 +381,8 @@ def absolute(node: Node):
 @elementwise(F.softplus, names="x beta threshold", reads="x")
 def softplus(node: Node):
     x, beta, threshold = node["x"], node.args.get("beta", 1.0), node.args.get("threshold", 20.0)
-    rest = torch.sigmoid(F.threshold(-beta * x, -threshold, -math.inf))  # 1 − σ(βx), 0 where PyTorch goes straight
-    return 1 - rest, (beta, rest)
+    z = F.threshold(-beta * x, -threshold, -math.inf)  # −βx; where PyTorch goes straight on, −∞
+    return torch.sigmoid(-z), (beta, torch.sigmoid(z))  # not 1 − σ(z): that has no digits left where βx ≪ 0
 
 
 def _elu(y: Tensor, alpha: float, scale: float):

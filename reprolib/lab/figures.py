@@ -77,7 +77,14 @@ def use_style() -> None:
 
 
 def band(
-    ax: Axes, table: pd.DataFrame, y: str, *, method: str, label: str | None = None, x: str = "epoch", spread: Spread = MEAN
+    ax: Axes,
+    table: pd.DataFrame,
+    y: str,
+    *,
+    method: str,
+    label: str | None = None,
+    x: str = "epoch",
+    spread: Spread = MEAN,
 ) -> None:
     """Centre line and band of column ``y`` over the seeds of ``method``, against column ``x``."""
     over_seeds = spread.over(table[table["method"] == method], y, x)

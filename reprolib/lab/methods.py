@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 
 from reprolib.errors import InvalidInput, UnknownName
-from reprolib.optim import RED, ran_schedule, red_schedule
+from reprolib.optim import RED, Adler, CurveBall, NewtonCG, NewtonSummary, plateau_schedule, ran_schedule, red_schedule
 
 Step = dict[str, Tensor]  # what a step reports: "loss" (with the L² term) and "step" (the length that multiplies d)
 Make = Callable[..., tuple[torch.optim.Optimizer, LRScheduler]]  # (params, epochs, **options)
@@ -83,6 +83,31 @@ def _red(params: Iterable[Tensor], epochs: int, *, schedule: str = "red", **opti
     raise UnknownName.among("schedule", schedule, ("red", "ran", "constant"))
 
 
+def _summary(params: Iterable[Tensor], epochs: int, *, schedule: str = "plateau", **options: Any):
+    plateau = {name: options.pop(name) for name in ("factor", "patience") if name in options}
+    optimizer = NewtonSummary(params, **options)
+    if schedule == "plateau":
+        return optimizer, plateau_schedule(optimizer, **plateau)
+    if schedule == "constant":
+        return optimizer, ExponentialLR(optimizer, 1.0)
+    raise UnknownName.among("schedule", schedule, ("plateau", "constant"))
+
+
+def _csdd(params: Iterable[Tensor], epochs: int, *, decay: float = 1.0, **options: Any):
+    optimizer = NewtonCG(params, **options)
+    return optimizer, ExponentialLR(optimizer, decay)
+
+
+def _curveball(params: Iterable[Tensor], epochs: int, *, decay: float = 1.0, **options: Any):
+    optimizer = CurveBall(params, **options)
+    return optimizer, ExponentialLR(optimizer, decay)
+
+
+def _adler(params: Iterable[Tensor], epochs: int, *, decay: float = 1.0, **options: Any):
+    optimizer = Adler(params, **options)
+    return optimizer, ExponentialLR(optimizer, decay)
+
+
 def _library(module: str, name: str, **fixed: Any) -> Make:
     """The optimizer ``name`` of a library, with the library's defaults for what is neither ``fixed`` nor given."""
 
@@ -136,6 +161,58 @@ _RED_OPTIONS = frozenset(
         "check_every",
     ]
 )
+_SUMMARY_OPTIONS = frozenset(
+    [
+        "schedule",
+        "factor",
+        "patience",
+        "groups",
+        "damping",
+        "cubic",
+        "period",
+        "momentum",
+        "eta_momentum",
+        "weight_decay",
+        "dampening",
+        "average",
+        "window",
+        "positive",
+        "metric",
+        "ridge",
+        "backend",
+        "check_every",
+    ]
+)
+_CSDD_OPTIONS = frozenset(
+    [
+        "lr",
+        "decay",
+        "weight_decay",
+        "taylor_ratio",
+        "max_iter",
+        "tolerance",
+        "warm_start",
+        "tries",
+        "fallback",
+        "truncate",
+        "search",
+        "curvature",
+        "printed",
+        "backend",
+        "check_every",
+    ]
+)
+_CURVEBALL_OPTIONS = _COMMON | {
+    "momentum",
+    "damping",
+    "auto_damping",
+    "factor",
+    "test_every",
+    "every",
+    "backend",
+    "check_every",
+}
+_ADLER_OPTIONS = _COMMON | {"beta", "eps", "curvature", "average", "regularised", "backend", "check_every"}
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
@@ -143,6 +220,12 @@ METHODS: dict[str, Method] = {
         Method("rmsprop", "RMSProp, tuned", _rmsprop, _COMMON | {"beta2"}, separable=True),
         Method("red-sgd", "RED-SGD", _red, _RED_OPTIONS),
         Method("red-rmsprop", "RED-RMSProp", lambda p, n, **o: _red(p, n, preconditioner="rmsprop", **o), _RED_OPTIONS),
+        Method("curveball", "CurveBall", _curveball, _CURVEBALL_OPTIONS),
+        Method("adler", "ADLER", _adler, _ADLER_OPTIONS),
+        Method("summary", "NewtonSummary", _summary, _SUMMARY_OPTIONS),  # the summary's batch is the training batch
+        Method(
+            "csdd", "NewtonCG", _csdd, _CSDD_OPTIONS
+        ),  # the batch of the step stands for the data: no batch is skipped
         # from libraries: an option that is not given has the library's default
         Method(
             "momentum",

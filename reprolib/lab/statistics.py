@@ -34,4 +34,6 @@ class Spread:
 
 
 MEAN = Spread("mean and minimum–maximum band", "mean", "min", "max")  # RED's figures
-MEDIAN = Spread("median and quartiles", "median", partial(pd.Series.quantile, q=0.25), partial(pd.Series.quantile, q=0.75))
+MEDIAN = Spread(
+    "median and quartiles", "median", partial(pd.Series.quantile, q=0.25), partial(pd.Series.quantile, q=0.75)
+)

@@ -15,16 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from reprolib.curvature.model import CHOICES
 from reprolib.curvature.tree import inner
 from reprolib.errors import InvalidInput, NotDescent, UnknownName
-from reprolib.optim.step import Closure, Loss, SkippedSteps, chosen, free_to_look, open_model
+from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, chosen, free_to_look, open_model
 
 # r = FACTORS[name] · ⟨d, g⟩ / (‖d‖² L). The regimes ℓ = ½ (1-D Newton) and ℓ = 1 (break-even) need 2; eq. (10) prints 1,
 # line 7 of Algorithm 1 prints ½ (E-red-1).
 FACTORS = {"corrected": 2.0, "eq10": 1.0, "line7": 0.5}
 PRECONDITIONERS = (None, "rmsprop")
-PER_GROUP = {"lr", "weight_decay"}
 
 
-class RED(SkippedSteps, torch.optim.Optimizer):
+class RED(LocalModelOptimizer):
     r"""θ ← θ − ℓ r d with r = 2⟨d, g⟩ / (‖d‖² L), L a running bound of the curvature along d.
 
     ``lr`` is the paper's ℓ: along d, on a quadratic, ½ is the minimum, 1 the largest step that does not raise the
@@ -55,8 +54,6 @@ class RED(SkippedSteps, torch.optim.Optimizer):
 
     Source: Algorithms 1, 3, 4, eqs. (9)–(12); key ``gournay2022`` in references.bib.
     """
-
-    _calls = 0  # of step(), sound or not: decides when to check
 
     def __init__(
         self,
@@ -109,22 +106,11 @@ class RED(SkippedSteps, torch.optim.Optimizer):
             "check_every": check_every,
         }
         super().__init__(params, options)
-        self.diagnostics: dict[str, Tensor] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("diagnostics", {})
         for group in self.param_groups:
             group.setdefault("engine", {})
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """A further group, with its own ``lr`` and ``weight_decay``; one curvature serves all, so the rest is shared."""
-        own = {k for k in param_group if k in self.defaults and param_group[k] != self.defaults[k]} - PER_GROUP
-        if own:
-            raise InvalidInput(
-                f"{', '.join(sorted(own))} cannot differ between groups: only {', '.join(sorted(PER_GROUP))} can"
-            )
-        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None, loss: Loss | None = None, *, summary=None, full=None) -> Tensor:  # type: ignore[override]
@@ -138,14 +124,12 @@ class RED(SkippedSteps, torch.optim.Optimizer):
         shared, options = self._shared_state(), self.param_groups[0]
         beta1, beta3 = options["beta1"], options["beta3"]
         k = shared["step"] + 1  # on the device: only it knows which steps were sound
-        check = self._calls % options["check_every"] == 0
-        self._calls += 1
+        check = self._checks()
         model = open_model(
             self, closure, loss, curvature="hessian", backend=options["backend"], engine=options["engine"], check=check
         )
         look = check or free_to_look(k)
-        params = [p for group in self.param_groups for p in group["params"]]
-        decay = [group["weight_decay"] for group in self.param_groups for _ in group["params"]]
+        params, decay = self._parameters()
 
         # Algorithm 3, line 4: g = mean of ∇J_s, where J_s = L_s + λ/2 ‖θ‖²
         g = [x.add(p, alpha=λ) for x, p, λ in zip(model.gradient, params, decay, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from reprolib.curvature import LocalModel, expand
 from reprolib.curvature.model import Pair
 from reprolib.errors import InvalidInput, SkippedStep
 
+PER_GROUP = {"lr", "weight_decay"}  # options that groups may have of their own
 Closure = Callable[[], Tensor] | Sequence[Pair]  # or the (closure, loss) pairs of micro-batches
 Loss = Callable[[Tensor], Tensor]
 
@@ -43,14 +44,43 @@ def open_model(
     return expand(closure, loss, params, curvature, backend, check=check, **engine)
 
 
-class SkippedSteps:
-    """Counts the steps that changed nothing, without waiting for the device; the optimizers inherit it.
+class LocalModelOptimizer(torch.optim.Optimizer):
+    """What the optimizers here share: groups, when to check, and steps that change nothing.
 
     A step is *sound* or not by a 0-d bool tensor. On the CPU, where looking costs nothing, and elsewhere in the steps that
-    also check other invariants (``look``), an unsound one is reported at once; in between it is only counted.
+    also check other invariants (``look``), an unsound one is reported at once; in between it is only counted. The
+    ``diagnostics`` of the last step are detached 0-d tensors on the device.
     """
 
+    _calls = 0  # of step(), sound or not: decides when to check
     _skipped: Tensor | int = 0
+
+    def __init__(self, params: Iterable[Any], options: dict[str, Any]):
+        super().__init__(params, options)
+        self.diagnostics: dict[str, Tensor] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("diagnostics", {})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """A further group, with its own ``lr`` and ``weight_decay``; one local model serves all, so the rest is shared."""
+        own = {k for k in param_group if k in self.defaults and param_group[k] != self.defaults[k]} - PER_GROUP
+        if own:
+            raise InvalidInput(
+                f"{', '.join(sorted(own))} cannot differ between groups: only {', '.join(sorted(PER_GROUP))} can"
+            )
+        super().add_param_group(param_group)
+
+    def _checks(self) -> bool:
+        """Whether this step checks the ⟨g, d⟩ invariant; the first one does."""
+        self._calls += 1
+        return (self._calls - 1) % self.param_groups[0]["check_every"] == 0
+
+    def _parameters(self) -> tuple[list[Tensor], list[float]]:
+        """All parameters in the order of the groups, and the weight decay λ of each."""
+        groups = self.param_groups
+        return [p for g in groups for p in g["params"]], [g["weight_decay"] for g in groups for _ in g["params"]]
 
     @property
     def skipped(self) -> int:

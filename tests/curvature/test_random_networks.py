@@ -89,10 +89,10 @@ def test_the_tape_is_double_reverse_mode(layers, loss, scale, seed, products, me
     torch.manual_seed(seed)
     model = expand(closure, LOSSES[loss], params, products=products, memory=memory, retain=True)
     curvature = model.curvature(d)
-    expected = inner(model.product(d), d)  # double reverse mode through a pass of its own
+    expected = inner(model.product(d), d)  # double reverse mode
     torch.manual_seed(seed)
     by_index = expand(closure, LOSSES[loss], params, products=products, memory=memory, batch_norm="by-index")
-    size = curvature.abs().max() + abs(expected)
+    size = (curvature.abs().max() + abs(expected)).clamp(min=1e-30)  # a network of dead ReLUs bends nowhere
     torch.testing.assert_close(curvature.mean() / size, expected / size, rtol=0, atol=1e-10)
     split = by_index.curvature(d)
     scale_of_split = size + split.abs().max()  # shares of opposite signs may be large

@@ -25,7 +25,11 @@ from reprolib.tasks import TASKS, task
 
 
 def run(method: str = "red-sgd", seed: int = 0, **fields) -> Run:
-    options = {} if method.startswith("red") else {"lr": 0.1 if method == "sgd" else 0.01}
+    options = (
+        {}
+        if method.startswith("red") or method in ("adler", "csdd", "curveball", "summary")
+        else {"lr": 0.1 if method == "sgd" else 0.01}
+    )
     fields = {"task": "digits-classifier", "epochs": 2, "batch_size": 256, "options": options} | fields
     return Run.of(method, seed=seed, **fields)
 
