@@ -85,10 +85,16 @@ class Network:
         self.options = options or Options("hessian", "autodiff", "plain", "store", "exact", True, True)
         self._repeat = Repeat(params)  # before the first pass: it keeps the random state
         self.at = tuple(p.detach() for p in params)
+        self._versions = [p._version for p in params]
         self.recording: Any = None  # what the backend keeps of the ordinary pass
 
         self.graph: tuple[Tensor, Tensor] | None = None  # outputs and losses of it, with autograd's graph
         self.known: tuple[Tensor, ...] | None = None  # ∇J, if somebody has taken it
+
+    @property
+    def written(self) -> bool:
+        """Whether somebody has written into the parameters since: autograd's graph of the pass cannot be used then."""
+        return any(p._version != version for p, version in zip(self.params, self._versions, strict=True))
 
     @property
     def backend(self) -> ModuleType:

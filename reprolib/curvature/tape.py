@@ -123,7 +123,7 @@ def second(net: Network, d: Tensors, e: Tensors) -> tuple[Tensor | None, Tensor,
 def hvp(net: Network, d: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """(∇J, ∇²J d): the graph of the pass, differentiated twice in reverse mode; by another pass where it cannot be."""
     fused = any(node.func is scaled_dot_product_attention for node in net.recording.nodes)  # no second derivative
-    graph = None if fused else net.graph
+    graph = None if fused or net.written else net.graph
     if not net.options.retain and (graph or not net.options.check):
         net.graph = net.recording = None  # what is not needed any more
     if graph is None:

@@ -277,3 +277,19 @@ def test_a_zero_direction(backend):
     zero = tuple(torch.zeros_like(v) for v in c.d)
     model = expand(c.closure, c.loss, c.params, backend=backend, retain=True)
     assert not model.curvature(zero).any() and not flat(model.product(zero)).any() and not model.jvp(zero).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_product_after_the_parameters_went_and_came_back(backend):
+    """As a line search does: somebody writes into the parameters and puts them back before the local model is asked."""
+    c = case("mlp")
+    expected = expand(c.closure, c.loss, c.params, backend=backend).product(c.d)
+    model = expand(c.closure, c.loss, c.params, backend=backend, retain=True)
+    assert model.gradient  # autograd cannot give it afterwards
+    before = [p.detach().clone() for p in c.params]
+    with torch.no_grad():
+        for p, x in zip(c.params, before, strict=True):
+            p.add_(1.0)
+            p.copy_(x)
+    for a, b in zip(model.product(c.d), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
