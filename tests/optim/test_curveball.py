@@ -25,7 +25,7 @@ from reprolib.optim import Adler, CurveBall, curveball
 from reprolib.optim.curveball import coefficients, convergence_rate, converges, eigenvalues, transition
 from reprolib.tasks import networks
 from reprolib.tasks.toy import with_spectrum
-from tests.optim import two_ranks
+from tests.optim import several_ranks
 from tests.optim.common import CLOSE, NoLooking, ggn, gradient, leaf, parameters, random_net, train
 
 
@@ -808,7 +808,7 @@ def test_micro_batches_are_the_whole_batch():
 def test_two_processes_follow_one(tmp_path):
     """Real ones, on gloo: CurveBall and Adler, each with its options."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(two_ranks.__file__)
+    script = Path(several_ranks.__file__)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
     done = subprocess.run(
         [*command, str(script), str(tmp_path)], env=env, timeout=120, capture_output=True, text=True, check=False
@@ -816,8 +816,8 @@ def test_two_processes_follow_one(tmp_path):
     assert done.returncode == 0, done.stderr
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]  # bit for bit
-    for name in two_ranks.OPTIMIZERS:
-        alone = torch.tensor(two_ranks.trajectory(name, 0, 1))
+    for name in several_ranks.OPTIMIZERS:
+        alone = torch.tensor(several_ranks.trajectory(name, 0, 1))
         torch.testing.assert_close(torch.tensor(ranks[0][name]), alone, rtol=1e-9, atol=1e-11, msg=name)
 
 

@@ -1,4 +1,4 @@
-"""One of the processes that test_curveball.py starts: ``python -m torch.distributed.run … two_ranks.py FOLDER``.
+"""One of the processes that test_curveball.py starts: ``python -m torch.distributed.run … several_ranks.py FOLDER``.
 
 Each writes FOLDER/rank.json: for every optimizer the losses and parameters along its path, numbers in full.
 """
