@@ -440,9 +440,11 @@ class LocalModel:
         tolerance = _tolerance(self.losses)
         expected, found = inner(self.gradient, d), slopes.mean()
         size = inner([g.abs() for g in self.gradient], [x.abs() for x in d])
-        if bool(
-            (found - expected).abs() > tolerance * size
-        ):  # False for NaN: non-finite losses are the caller's to see
+        # a slope below the rounding error of J over a step of relative size 1: of dead units only rounding errors are left
+        lengths = [torch.stack(torch._foreach_norm(list(x))).norm() for x in (d, [p.detach() for p in self._params])]
+        noise = torch.finfo(self.losses.dtype).eps * self.loss.abs() * lengths[0] / (1 + lengths[1])
+        # False for NaN: non-finite losses are the caller's to see
+        if bool((found - expected).abs() > tolerance * size + noise):
             raise UntrackedOperation(
                 f"the loss changes by {float(found):.6g} along d, but ⟨gradient, d⟩ = {float(expected):.6g}: part of the "
                 "network is invisible here (a scripted module, a custom autograd function, parameters used through .data)"

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import LOSSES, NETWORKS, case
+from cases import LOSSES, NETWORKS, Squash, case
 from reference import flat, hessian, jacobian, per_sample_hessians
 from torch import nn
 from torch.nn import functional as F
@@ -293,3 +293,17 @@ def test_a_product_after_the_parameters_went_and_came_back(backend):
             p.copy_(x)
     for a, b in zip(model.product(c.d), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_rounding_errors_behind_dead_units_are_no_alarm():
+    """All units are dead: the tape's slope is 0, while the gradient has what is left of sums that cancel."""
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 4).double(), torch.randint(0, 4, (6,))
+    w, b = torch.randn(4, 4).double().requires_grad_(), torch.full((4,), -50.0, dtype=torch.float64, requires_grad=True)
+    tiny = torch.full((4,), 1e-20, dtype=torch.float64)
+
+    def closure():  # 1e-20 is a rounding error here, and invisible to the tangent
+        return F.relu(x @ w + b) + tiny * Squash.apply(w[0])
+
+    model = expand(closure, lambda o: F.cross_entropy(o, y, reduction="none"), [w, b])
+    assert not model.curvature((torch.ones_like(w), torch.ones_like(b))).any()
