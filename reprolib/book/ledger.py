@@ -100,7 +100,8 @@ class Links:
         """A test's name leads to its file, an experiment to the chapter of the same name; a reason is text."""
         if c.kind == "test":
             file, _, name = entry.partition("::")
-            return f"[`{name}`]({self._files}/{file})"
+            words = name.removeprefix("test_").replace("_", " ")  # a name with underscores does not wrap
+            return f"[test: {words}]({self._files}/{file})"
         if c.kind == "record":
             return f"[{entry}](/notebooks/{entry})" if entry in self._chapters else f"`{entry}`"
         return self.text(entry)
