@@ -102,31 +102,34 @@ def test_the_tape_is_double_reverse_mode(layers, loss, scale, seed, products, me
                 for p, x in zip(params, before, strict=True):
                     p.copy_(x)
 
-    def assert_close(got: Tensor, question, magnitude: Tensor) -> None:
+    def assert_close(got: Tensor, wanted: Tensor, question, magnitude: Tensor) -> None:
         """Ten digits, or as many as the number has: a norm of nearly equal values multiplies rounding errors."""
-        wanted = question()
         error = (got - wanted).abs().max()
         if not error <= 1e-10 * magnitude:
             determined = max((nudged(question) - wanted).abs().max() for _ in range(3))
             assert error <= 30 * determined
             assert error <= 1e-4 * magnitude
 
+    exact = {
+        "curvature": lambda: model(backend="autodiff").curvature(d),
+        "mean": lambda: model(backend="autodiff").curvature(d).mean(),
+        "summary": lambda: model(backend="autodiff").summary(d, groups),
+    }
+    groups = [[i for i in range(len(params)) if i % 3 == k] for k in range(min(3, len(params)))]
     own = model(products=products, memory=memory, retain=True)
-    curvature = own.curvature(d)
+    curvature, expected = own.curvature(d), exact["curvature"]()
     product = inner(own.product(d), d)  # double reverse mode
-    size = (curvature.abs().max() + abs(product)).clamp(min=1e-30)  # a network of dead ReLUs bends nowhere
-    assert_close(curvature.mean(), lambda: inner(model(backend="autodiff").product(d), d), size)
-    assert_close(product, lambda: inner(model(backend="autodiff").product(d), d), size)
-    assert_close(curvature, lambda: model(backend="autodiff").curvature(d), size)
+    size = (expected.abs().max() + abs(product)).clamp(min=1e-30)  # a network of dead ReLUs bends nowhere
+    assert_close(curvature, expected, exact["curvature"], size)
+    assert_close(product, expected.mean(), exact["mean"], size)
 
     split = model(products=products, memory=memory, batch_norm="by-index").curvature(d)
-    scale_of_split = size + split.abs().max()  # shares of opposite signs may be large
-    assert_close(split.mean(), lambda: model(backend="autodiff").curvature(d).mean(), scale_of_split)
+    assert_close(split.mean(), expected.mean(), exact["mean"], size + split.abs().max())  # shares may cancel
     if not any(layer == "batch norm" for layer, _ in layers):
-        assert_close(split, lambda: model(backend="autodiff").curvature(d), size)
+        assert_close(split, expected, exact["curvature"], size)
 
-    groups = [[i for i in range(len(params)) if i % 3 == k] for k in range(min(3, len(params)))]
-    explicit = model(backend="autodiff").summary(d, groups)
+    summary = exact["summary"]()
     for name, got in model().summary(d, groups)._asdict().items():
-        magnitude = getattr(explicit, name).abs().max() + scale * size.sqrt()
-        assert_close(got, lambda name=name: getattr(model(backend="autodiff").summary(d, groups), name), magnitude)
+        wanted = getattr(summary, name)
+        magnitude = wanted.abs().max() + scale * size.sqrt()
+        assert_close(got, wanted, lambda name=name: getattr(exact["summary"](), name), magnitude)
