@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reprolib.tasks import networks
+
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 
@@ -71,3 +73,30 @@ def gradient(net: nn.Module, x: Tensor, y: Tensor, decay: float = 0.0) -> Tensor
     loss = F.cross_entropy(net(x), y)
     g = torch.cat([v.flatten() for v in torch.autograd.grad(loss, list(net.parameters()))])
     return g + decay * parameters(net)
+
+
+ARCHITECTURES = ("convolutions", "vision transformer", "language model")
+
+
+def architecture(kind: str):
+    """A network with batch-norm and dropout, with attention, or over tokens with losses of their own; a batch, its loss."""
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    loss = lambda o: F.cross_entropy(o, y, reduction="none")
+    if kind == "convolutions":
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(3),
+            nn.Dropout(0.2),
+            nn.Flatten(),
+            nn.Linear(200, 10),
+        )
+    elif kind == "vision transformer":
+        net = networks.VisionTransformer(width=24, heads=2, depth=2, patch=8)
+    else:
+        net, x = networks.LanguageModel(tokens=12, width=16, heads=2, depth=2, length=8), torch.randint(12, (6, 9))
+        x, y = x[:, :-1], x[:, 1:]
+        loss = lambda o: F.cross_entropy(o.transpose(1, 2), y, reduction="none")
+    return net, x, loss

@@ -18,10 +18,11 @@ from reprolib.curvature import expand
 from reprolib.curvature.tree import inner
 from reprolib.errors import InvalidInput, SkippedStep, UnknownName
 from reprolib.optim import Adler, adler
-from reprolib.tasks import networks
 from tests.optim.common import (
+    ARCHITECTURES,
     CLOSE,
     NoLooking,
+    architecture,
     ggn,
     gradient,
     leaf,
@@ -572,28 +573,10 @@ def test_a_scheduler_drives_the_factor():
         scheduler.step()
 
 
-@pytest.mark.parametrize("kind", ["convolutions", "vision transformer", "language model"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_it_trains(kind):
     """Batch-norm (its statistics advance once a step) and dropout; attention; tokens with their own losses."""
-    torch.manual_seed(0)
-    x, y = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
-    loss = cross_entropy(y)
-    if kind == "convolutions":
-        net = nn.Sequential(
-            nn.Conv2d(3, 8, 3, 2),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.MaxPool2d(3),
-            nn.Dropout(0.2),
-            nn.Flatten(),
-            nn.Linear(200, 10),
-        )
-    elif kind == "vision transformer":
-        net = networks.VisionTransformer(width=24, heads=2, depth=2, patch=8)
-    else:
-        net, x = networks.LanguageModel(tokens=12, width=16, heads=2, depth=2, length=8), torch.randint(12, (6, 9))
-        x, y = x[:, :-1], x[:, 1:]
-        loss = lambda o: F.cross_entropy(o.transpose(1, 2), y, reduction="none")
+    net, x, loss = architecture(kind)
     opt = Adler(net.parameters(), beta=0.9, check_every=1)
     losses = [float(opt.step(lambda: net(x), loss)) for _ in range(12)]
     assert losses[-1] < 0.9 * losses[0]

@@ -23,10 +23,20 @@ from reprolib.errors import InvalidInput, ModelConsumed, SkippedStep, UnknownNam
 from reprolib.lab.bench import peak_memory
 from reprolib.optim import Adler, CurveBall, curveball
 from reprolib.optim.curveball import coefficients, convergence_rate, converges, eigenvalues, transition
-from reprolib.tasks import networks
 from reprolib.tasks.toy import with_spectrum
 from tests.optim import several_ranks
-from tests.optim.common import CLOSE, NoLooking, ggn, gradient, leaf, parameters, random_net, train
+from tests.optim.common import (
+    ARCHITECTURES,
+    CLOSE,
+    NoLooking,
+    architecture,
+    ggn,
+    gradient,
+    leaf,
+    parameters,
+    random_net,
+    train,
+)
 
 
 def cross_entropy(y):
@@ -845,28 +855,10 @@ def test_bad_use_has_one_clear_error():
     assert torch.equal(parameters(net), before)
 
 
-@pytest.mark.parametrize("kind", ["convolutions", "vision transformer", "language model"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_it_trains(kind):
     """Batch-norm (its statistics advance once a step) and dropout; attention; tokens with their own losses."""
-    torch.manual_seed(0)
-    x, y = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
-    loss = cross_entropy(y)
-    if kind == "convolutions":
-        net = nn.Sequential(
-            nn.Conv2d(3, 8, 3, 2),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.MaxPool2d(3),
-            nn.Dropout(0.2),
-            nn.Flatten(),
-            nn.Linear(200, 10),
-        )
-    elif kind == "vision transformer":
-        net = networks.VisionTransformer(width=24, heads=2, depth=2, patch=8)
-    else:
-        net, x = networks.LanguageModel(tokens=12, width=16, heads=2, depth=2, length=8), torch.randint(12, (6, 9))
-        x, y = x[:, :-1], x[:, 1:]
-        loss = lambda o: F.cross_entropy(o.transpose(1, 2), y, reduction="none")
+    net, x, loss = architecture(kind)
     opt = CurveBall(net.parameters(), damping=1.0, check_every=1, test_every=2)
     losses = [float(opt.step(lambda: net(x), loss)) for _ in range(12)]
     assert losses[-1] < 0.9 * losses[0]
