@@ -15,7 +15,7 @@ from reprolib.curvature import LocalModel
 from reprolib.curvature.model import BACKENDS
 from reprolib.curvature.tree import Tensors, inner
 from reprolib.errors import InvalidInput, UnknownName
-from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, chosen, free_to_look, open_model
+from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, chosen, free_to_look, open_model, refuse_negative
 
 CURVATURES = {"ggn": "log", "gauss-newton": "linear", "fisher": "linear"}  # and how the paper averages their rates
 AVERAGES = ("log", "linear")
@@ -78,9 +78,7 @@ class Adler(LocalModelOptimizer):
             raise UnknownName.among("backend", backend, BACKENDS)
         if not 0 <= beta <= 1:
             raise InvalidInput(f"beta = {beta}: a discount lies in [0, 1]")
-        for name, value in (("eps", eps), ("weight_decay", weight_decay), ("lr", lr)):
-            if not value >= 0:
-                raise InvalidInput(f"{name} = {value}: it cannot be negative")
+        refuse_negative(eps=eps, weight_decay=weight_decay, lr=lr)
         if check_every < 1:
             raise InvalidInput(f"check_every = {check_every}: give at least 1")
         options = {

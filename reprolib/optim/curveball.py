@@ -15,7 +15,7 @@ from reprolib.curvature import LocalModel
 from reprolib.curvature.model import BACKENDS
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import InvalidInput, UnknownName
-from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, chosen, free_to_look, open_model
+from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, chosen, free_to_look, open_model, refuse_negative
 
 # what λ is multiplied by after a test with γ > 3/2, and divided by after one with γ < ½: once 0.999 in the text, to the
 # power of the period of 5 steps in both official codes (E-cb-4)
@@ -73,9 +73,7 @@ class CurveBall(LocalModelOptimizer):
             raise UnknownName.among("factor", factor, FACTORS)
         if backend not in BACKENDS:
             raise UnknownName.among("backend", backend, BACKENDS)
-        for name, value in (("lr", lr), ("momentum", momentum), ("damping", damping), ("weight_decay", weight_decay)):
-            if value is not None and not value >= 0:
-                raise InvalidInput(f"{name} = {value}: it cannot be negative")
+        refuse_negative(lr=lr, momentum=momentum, damping=damping, weight_decay=weight_decay)
         for name, period in (("test_every", test_every), ("every", every), ("check_every", check_every)):
             if period < 1:
                 raise InvalidInput(f"{name} = {period}: give at least 1")

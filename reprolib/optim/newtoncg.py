@@ -18,7 +18,7 @@ from reprolib.curvature.replay import Repeat, Substitute, spare_statistics
 from reprolib.curvature.tree import Tensors, inner
 from reprolib.errors import InvalidInput, UnknownName
 from reprolib.optim import cg
-from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, open_model
+from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, open_model, refuse_negative
 
 PRINTED = cg.PRINTED | {"screening", "search"}  # lines that can be had as the paper prints them
 SEARCHES = ("taylor", "armijo", "none")
@@ -103,14 +103,7 @@ class NewtonCG(LocalModelOptimizer):
                 raise InvalidInput(f"{name} = {count}: give at least 1")
         if global_pairs is not None and global_pairs < 1:
             raise InvalidInput(f"global_pairs = {global_pairs}: give at least 1, or None for all")
-        for name, value in (
-            ("tolerance", tolerance),
-            ("fallback", fallback),
-            ("lr", lr),
-            ("weight_decay", weight_decay),
-        ):
-            if not value >= 0:
-                raise InvalidInput(f"{name} = {value}: it cannot be negative")
+        refuse_negative(tolerance=tolerance, fallback=fallback, lr=lr, weight_decay=weight_decay)
         options = {
             "lr": lr,
             "weight_decay": weight_decay,

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from reprolib.curvature.model import CHOICES
 from reprolib.curvature.tree import inner
 from reprolib.errors import InvalidInput, NotDescent, UnknownName
-from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, chosen, free_to_look, open_model
+from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, chosen, free_to_look, open_model, refuse_negative
 
 # r = FACTORS[name] · ⟨d, g⟩ / (‖d‖² L). The regimes ℓ = ½ (1-D Newton) and ℓ = 1 (break-even) need 2; eq. (10) prints 1,
 # line 7 of Algorithm 1 prints ½ (E-red-1).
@@ -82,9 +82,7 @@ class RED(LocalModelOptimizer):
         for name, beta in (("beta1", beta1), ("beta2", beta2), ("beta3", beta3)):
             if not 0 <= beta < 1:
                 raise InvalidInput(f"{name} = {beta}: a decay lies in [0, 1)")
-        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise InvalidInput(f"{name} = {value}: it cannot be negative")
+        refuse_negative(lr=lr, eps=eps, weight_decay=weight_decay)
         if clamp is not None and not (len(clamp) == 3 and 0 < clamp[0] <= clamp[1] and clamp[2] > 0):
             raise InvalidInput(f"clamp = {clamp}: give (α, β, δ) with 0 < α ≤ β and δ > 0, for convergence in (½, 1)")
         for name in engine or {}:

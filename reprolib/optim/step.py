@@ -100,6 +100,13 @@ class LocalModelOptimizer(torch.optim.Optimizer):
         return True
 
 
+def refuse_negative(**values: float | None) -> None:
+    """Raise :class:`InvalidInput` for the first value that is negative or NaN; ``None`` is none."""
+    for name, value in values.items():
+        if value is not None and not value >= 0:
+            raise InvalidInput(f"{name} = {value}: it cannot be negative")
+
+
 def free_to_look(t: Tensor) -> bool:
     """Whether reading a number from the device of ``t`` costs no wait."""
     return t.device.type == "cpu"
