@@ -186,7 +186,8 @@ def _record(member: Training, losses: list[float], lr: float, seconds: float) ->
     """An epoch in a member's log, as `Training.advance` puts it there."""
     until = next((i for i, loss in enumerate(losses, start=1) if not math.isfinite(loss)), len(losses))
     wall = lambda: time.perf_counter() - member.began  # noqa: E731
-    member.log.add(losses[:until], [lr] * until, seconds, wall, member.problem.evaluate)
+    values = {"loss": losses[:until], "step": [lr] * until}
+    member.log.add(values, seconds, member.price.of(until, {}), wall, member.problem.evaluate)
 
 
 def _along(of_each: Tensor, p: Tensor) -> Tensor:

@@ -16,8 +16,10 @@ from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 
 from reprolib.errors import InvalidInput, UnknownName
 from reprolib.optim import RED, Adler, CurveBall, NewtonCG, NewtonSummary, plateau_schedule, ran_schedule, red_schedule
+from reprolib.tasks.task import Problem
 
-Step = dict[str, Tensor]  # what a step reports: "loss" (with the L² term) and "step" (the length that multiplies d)
+# what a step reports: "loss" (with the L² term), "step" (the length that multiplies d), and the method's traces
+Step = dict[str, Tensor]
 Make = Callable[..., tuple[torch.optim.Optimizer, LRScheduler]]  # (params, epochs, **options)
 
 
@@ -35,6 +37,8 @@ class Method:
     averages: bool = False  # what is evaluated is an average of the iterates, see `evaluating`
     decoupled: bool = False  # weight decay shrinks the weights beside the step, so the loss has no L² term
     separable: bool = False  # a weight moves by lr times a function of its own past gradients, see `ensemble`
+    wants: str = ""  # further data: "summary", a batch of its own for the summary; "full", all training data
+    traces: tuple[str, ...] = ()  # diagnostics that a history keeps beside loss and step
 
     def build(self, params: Iterable[Tensor], epochs: int, **options: Any) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """The optimizer, which `take_step` knows as one of this method, and its schedule by epochs.
@@ -220,12 +224,26 @@ METHODS: dict[str, Method] = {
         Method("rmsprop", "RMSProp, tuned", _rmsprop, _COMMON | {"beta2"}, separable=True),
         Method("red-sgd", "RED-SGD", _red, _RED_OPTIONS),
         Method("red-rmsprop", "RED-RMSProp", lambda p, n, **o: _red(p, n, preconditioner="rmsprop", **o), _RED_OPTIONS),
-        Method("curveball", "CurveBall", _curveball, _CURVEBALL_OPTIONS),
+        Method("curveball", "CurveBall", _curveball, _CURVEBALL_OPTIONS, traces=("momentum", "damping", "ratio")),
         Method("adler", "ADLER", _adler, _ADLER_OPTIONS),
-        Method("summary", "NewtonSummary", _summary, _SUMMARY_OPTIONS),  # the summary's batch is the training batch
         Method(
-            "csdd", "NewtonCG", _csdd, _CSDD_OPTIONS
-        ),  # the batch of the step stands for the data: no batch is skipped
+            "summary",
+            "NewtonSummary",
+            _summary,
+            _SUMMARY_OPTIONS,
+            version=2,  # 1: the summary's batch was the training batch
+            wants="summary",
+            traces=("eta_min", "eta_max", "negative"),
+        ),
+        Method(
+            "csdd",
+            "NewtonCG",
+            _csdd,
+            _CSDD_OPTIONS,
+            version=2,  # 1: the batch of the step stood for the data, so none was skipped
+            wants="full",
+            traces=("iterations", "tries", "negative_curvature", "screened"),
+        ),
         # from libraries: an option that is not given has the library's default
         Method(
             "momentum",
@@ -298,14 +316,30 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
+def further_data(optimizer: torch.optim.Optimizer, problem: Problem, step: int) -> dict[str, Any]:
+    """What step number ``step`` of a method needs beside its batch, as :func:`take_step` takes it.
+
+    For a summary every p steps, a batch p times as large: the summary then sees as many samples as the steps between.
+    """
+    wants = _kind(optimizer).wants
+    if wants == "summary":
+        return {"summary": problem.sample(optimizer.param_groups[0]["period"] * problem.batches.size, step)}
+    return {"full": problem.whole()} if wants == "full" else {}
+
+
 def take_step(
-    optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor], loss: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor], loss: Callable[[Tensor], Tensor], **further: Any
 ) -> Step:
-    """One step of any method on one batch. Nothing in it waits for the device, unless the optimizer itself does."""
+    """One step of any method on one batch. Nothing in it waits for the device, unless the optimizer itself does.
+
+    ``further``: see :func:`further_data`.
+    """
+    kind = _kind(optimizer)
     if hasattr(optimizer, "diagnostics"):
-        optimizer.step(closure, loss)  # type: ignore[call-overload]
-        return {"loss": optimizer.diagnostics["objective"], "step": optimizer.diagnostics["step"]}
-    kind: Method = getattr(optimizer, "method", METHODS["sgd"])
+        optimizer.step(closure, loss, **further)  # type: ignore[call-overload]
+        seen = optimizer.diagnostics
+        nan = seen["loss"].new_tensor(torch.nan)  # of what a step that was skipped does not know
+        return {"loss": seen["objective"], "step": seen["step"]} | {name: seen.get(name, nan) for name in kind.traces}
     group = optimizer.param_groups[0]
     length = group["lr"] * group.get("d", 1.0)  # d: what a method without a learning rate puts in its place
     with torch.no_grad():
@@ -338,7 +372,7 @@ def take_step(
 @contextmanager
 def evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Inside, the parameters are those that the method wants evaluated, outside those that it continues from."""
-    if not getattr(optimizer, "method", METHODS["sgd"]).averages:
+    if not _kind(optimizer).averages:
         yield
         return
     optimizer.eval()  # type: ignore[attr-defined]
@@ -346,6 +380,11 @@ def evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         yield
     finally:
         optimizer.train()  # type: ignore[attr-defined]
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> Method:
+    """The method that built it; others are treated as plain SGD is."""
+    return getattr(optimizer, "method", METHODS["sgd"])
 
 
 def _l2(group: dict[str, Any]) -> Tensor | float:

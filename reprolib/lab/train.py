@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,9 +17,9 @@ import pandas as pd
 import torch
 
 from reprolib.errors import DataError, InvalidInput, ReprolibError, SkippedStep
-from reprolib.lab.cost import gradients_per_step
 from reprolib.lab.files import replaced
-from reprolib.lab.methods import evaluating, method, take_step
+from reprolib.lab.methods import Step, evaluating, further_data, method, take_step
+from reprolib.lab.price import price
 from reprolib.lab.run import Run
 from reprolib.tasks import task
 
@@ -37,9 +38,9 @@ class History:
 
     ``table`` has one row per logged iteration: ``epoch`` (fractions), ``iteration``, ``loss`` and ``step`` (bias-corrected
     exponential averages over iterations, the L² term included), ``gradients`` (matrix products so far, in gradients of a
-    batch), ``seconds`` (process CPU time, or device time, of training alone, spread evenly within an epoch), ``wall``
-    (seconds since the start, evaluation and loading included), and at epoch ends ``test_loss`` and ``test_accuracy`` (of
-    the validation split if the run holds one out).
+    batch), ``seconds`` (process CPU time, or device time, of training alone; both spread evenly within an epoch), ``wall``
+    (seconds since the start, evaluation and loading included), at epoch ends ``test_loss`` and ``test_accuracy`` (of
+    the validation split if the run holds one out), and the method's own traces, as they were in that iteration.
     """
 
     run: Run
@@ -91,7 +92,8 @@ class Training:
             list(self.problem.net.parameters()), run.epochs, **dict(run.options)
         )
         self.epochs, self.per_epoch = run.stop_after or run.epochs, len(self.problem.batches)
-        self.log = Log(self.per_epoch, self.epochs, gradients_per_step(run, self.problem))
+        self.log = Log(self.per_epoch, self.epochs, self.method.traces)
+        self.price = price(run, self.problem)
 
     @property
     def over(self) -> bool:
@@ -100,25 +102,31 @@ class Training:
 
     def advance(self) -> None:
         """Train one epoch and evaluate."""
-        losses, steps, start = [], [], clock(self.device)
+        reports: list[Step] = []
+        counts, start = Counter(getattr(self.optimizer, "counts", ())), clock(self.device)
+        done = self.log.epoch * self.per_epoch
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SkippedStep)  # counted in the history instead
             for x, y in self.problem.batches.epoch(self.log.epoch):
-                report = take_step(self.optimizer, *self.problem.pair(x, y))
-                losses.append(report["loss"])
-                steps.append(report["step"])
-                if self.device.type == "cpu" and not math.isfinite(losses[-1]):
+                reports.append(self._step(done + len(reports), x, y))
+                if self.device.type == "cpu" and not math.isfinite(reports[-1]["loss"]):
                     break  # elsewhere looking would cost a wait, and the end of the epoch shows it too
         seconds = clock(self.device) - start
+        counts = Counter(getattr(self.optimizer, "counts", ())) - counts
+        values = {name: self._read([report[name] for report in reports]) for name in reports[0]}
         wall = lambda: time.perf_counter() - self.began  # noqa: E731
-        self.log.add(self._read(losses), self._read(steps), seconds, wall, self._evaluate)
+        self.log.add(values, seconds, self.price.of(len(reports), counts), wall, self._evaluate)
         self.scheduler.step()
+
+    def _step(self, number: int, x: torch.Tensor, y: torch.Tensor) -> Step:
+        further = further_data(self.optimizer, self.problem, number)
+        return take_step(self.optimizer, *self.problem.pair(x, y), **further)
 
     def first_losses(self, steps: int = FIRST) -> list[float]:
         """The unsmoothed losses of the first steps, as a history keeps them."""
         losses: list[float] = []
-        for x, y in islice(self.problem.batches.epoch(0), steps):
-            losses.append(float(take_step(self.optimizer, *self.problem.pair(x, y))["loss"]))
+        for number, (x, y) in enumerate(islice(self.problem.batches.epoch(0), steps)):
+            losses.append(float(self._step(number, x, y)["loss"]))
             if not math.isfinite(losses[-1]):
                 break
         return losses
@@ -176,26 +184,26 @@ class Training:
 class Log:
     """The rows of a history, made from what an epoch brings: every so many iterations, and at its end."""
 
-    def __init__(self, per_epoch: int, epochs: int, gradients: float):
-        self.per_epoch, self.gradients = per_epoch, gradients  # gradients: per step
+    def __init__(self, per_epoch: int, epochs: int, traces: Sequence[str] = ()):
+        self.per_epoch, self.traces = per_epoch, list(traces)
         self.every = max(1, per_epoch * epochs // POINTS)
-        self.epoch, self.seconds, self.status = 0, 0.0, FINISHED
+        self.epoch, self.seconds, self.gradients, self.status = 0, 0.0, 0.0, FINISHED
         self.loss, self.step = _Average(SMOOTHING), _Average(SMOOTHING)
         self.rows: list[dict[str, float]] = []
         self.first: list[float] = []
 
     def add(
         self,
-        losses: list[float],
-        steps: list[float],
+        values: dict[str, list[float]],
         seconds: float,
+        gradients: float,
         wall: Callable[[], float],
         evaluate: Callable[[], dict[str, float]],
     ) -> None:
-        """An epoch: its losses and step lengths by iteration, and its time; ``evaluate`` is called if it went well."""
-        done = self.epoch * self.per_epoch
+        """An epoch: what its steps reported, its time and its cost; ``evaluate`` is called if it went well."""
+        done, losses = self.epoch * self.per_epoch, values["loss"]
         self.first += losses[: FIRST - len(self.first)]
-        for i, (loss, step) in enumerate(zip(losses, steps, strict=True), start=1):
+        for i, (loss, step) in enumerate(zip(losses, values["step"], strict=True), start=1):
             self.loss.add(loss)
             self.step.add(step)
             if not math.isfinite(loss):
@@ -203,8 +211,10 @@ class Log:
             last = i == self.per_epoch
             if last or self.status == DIVERGED or (done + i) % self.every == 0:
                 row = {"epoch": (done + i) / self.per_epoch, "iteration": done + i}
-                row |= {"loss": self.loss.value, "step": self.step.value, "gradients": self.gradients * (done + i)}
+                row |= {"loss": self.loss.value, "step": self.step.value}
+                row |= {"gradients": self.gradients + gradients * i / len(losses)}
                 row |= {"seconds": self.seconds + seconds * i / len(losses), "wall": wall()}
+                row |= {name: values[name][i - 1] for name in self.traces}
                 if last and self.status == FINISHED:
                     row |= {f"test_{k}": v for k, v in evaluate().items()}
                     row["wall"] = wall()
@@ -212,22 +222,23 @@ class Log:
             if self.status == DIVERGED:
                 break
         self.seconds += seconds
+        self.gradients += gradients
         self.epoch += 1
 
     @property
     def table(self) -> pd.DataFrame:
         """The rows as :class:`History` has them."""
-        return pd.DataFrame(self.rows).reindex(columns=COLUMNS)
+        return pd.DataFrame(self.rows).reindex(columns=COLUMNS + self.traces)
 
     def state(self, wall: float) -> dict[str, Any]:
         """All of it as plain data, with the seconds since the start."""
         averages = [(a.total, a.weight) for a in (self.loss, self.step)]
-        names = ("epoch", "seconds", "status", "rows", "first")
+        names = ("epoch", "seconds", "gradients", "status", "rows", "first")
         return {name: getattr(self, name) for name in names} | {"averages": averages, "wall": wall}
 
     def restore(self, state: dict[str, Any]) -> float:
         """Take :meth:`state` up again; returns its seconds."""
-        for name in ("epoch", "seconds", "status", "rows", "first"):
+        for name in ("epoch", "seconds", "gradients", "status", "rows", "first"):
             setattr(self, name, state[name])
         for average, (total, weight) in zip((self.loss, self.step), state["averages"], strict=True):
             average.total, average.weight = total, weight

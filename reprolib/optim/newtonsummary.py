@@ -64,9 +64,10 @@ class NewtonSummary(LocalModelOptimizer):
     A non-finite loss, gradient or summary changes nothing and is counted in ``skipped``.
 
     After each step ``diagnostics`` has 0-d tensors: ``loss``, ``objective`` (with the L² term), ``step`` (‖Δθ‖/‖u‖),
-    ``slope`` ⟨u, g⟩, ``direction_norm`` ‖u‖, ``eta_min`` and ``eta_max`` of η̄, ``negative`` (how many are clipped), and
-    of the last summary ``radius`` ‖Dη‖, ``model`` m(η) and ``solved``. ``eta`` is η̄ (S,), ``summary`` the last
-    (ḡ, H̄, third derivatives along u, NaN if not needed), averaged if they are; ``partition.labels`` names the groups.
+    ``slope`` ⟨u, g⟩, ``direction_norm`` ‖u‖, ``eta_min`` and ``eta_max`` of η̄, ``negative`` (how many are clipped;
+    these three are NaN after a skipped step), and of the last summary ``radius`` ‖Dη‖, ``model`` m(η) and ``solved``.
+    ``eta`` is η̄ (S,), ``summary`` the last (ḡ, H̄, third derivatives along u, NaN if not needed), averaged if they are;
+    ``partition.labels`` names the groups.
 
     Source: Algorithm 1 (Appendix F), Method 4.1, eqs. (1), (2); key ``wolinski2023`` in references.bib.
     """
@@ -196,6 +197,7 @@ class NewtonSummary(LocalModelOptimizer):
             "slope": slope,
             "direction_norm": norm2.sqrt(),
             "step": torch.zeros_like(norm2),
+            **dict.fromkeys(("eta_min", "eta_max", "negative"), torch.full_like(norm2, math.nan)),
         }
         why = lambda: f"loss {model.loss:.4g}, ‖u‖² {norm2:.4g}, ⟨u, g⟩ {slope:.4g} must be finite"  # noqa: E731
         if not self._admit(torch.isfinite(model.loss + norm2 + slope), True, why):
@@ -356,15 +358,15 @@ def _above_rounding(seen: Summary, u: Tensors, groups: Partition) -> Summary:
 
     What cannot change the loss, as a bias before batch-norm, has a direction of rounding errors, and that it is short
     means nothing to a model that does not depend on lengths. With |u_k| the length of the block, group k is one of them
-    if both |ḡ_k| / |u_k| and all |H̄_kl| / (|u_k||u_l|) are below 10 ε of the largest such slope and curvature (up to
-    0.3 ε is seen). It stands still.
+    if both |ḡ_k| / |u_k| and all |H̄_kl| / (|u_k||u_l|) are below 1000 ε of the largest such slope and curvature (up
+    to 400 ε is seen where the summary has a batch of its own). It stands still.
     """
     pieces = groups.pieces(u)
     length = torch.stack([torch.stack([pieces[i].square().sum() for i in g]).sum() for g in groups.members]).sqrt()
     length = torch.where(length > 0, length, 1.0)
     slope = seen.gradient.abs() / length
     curvature = (seen.hessian.abs() / length / length[:, None]).amax(1)
-    floor = 10 * torch.finfo(length.dtype).eps
+    floor = 1000 * torch.finfo(length.dtype).eps
     kept = (slope > floor * slope.max()) | (curvature > floor * curvature.max())
     return Summary(seen.gradient * kept, seen.hessian * kept * kept[:, None], seen.third * kept)
 

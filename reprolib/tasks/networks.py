@@ -62,6 +62,20 @@ def autoencoder(pixels: int = 784, hidden: Sequence[int] = (1000, 500, 250, 30))
     return dense(sizes, nn.ELU, linear_after=[len(hidden) - 1])
 
 
+def convnet(
+    channels: Sequence[int] = (3, 16, 32, 64), pixels: int = 32, classes: int = 10, *, batch_norm: bool = False
+) -> nn.Module:
+    """A small convolutional network: 3×3 convolutions that halve the image, softplus(β = 5), one affine layer on top.
+
+    The smallest thing that has what larger ones have, with or without batch-norm between convolution and activation.
+    """
+    layers: list[nn.Module] = []
+    for wide, out in pairwise(channels):
+        layers += [nn.Conv2d(wide, out, 3, 2, 1, bias=not batch_norm)] + [nn.BatchNorm2d(out)] * batch_norm + [nn.Softplus(beta=5)]
+        pixels = -(-pixels // 2)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * pixels**2, classes))
+
+
 def vgg11(classes: int = 10, width: float = 1.0, *, batch_norm: bool = False) -> nn.Module:
     """VGG11 for 32×32 images (Simonyan & Zisserman, 2015) with softplus(β = 5), max pooling and one affine layer on top.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,10 @@ from torch.nn import functional as F
 
 from reprolib.errors import InvalidInput, UnknownName
 from reprolib.tasks import networks
-from reprolib.tasks.batches import Batches
+from reprolib.tasks.batches import Batches, stream
 from reprolib.tasks.data import Dataset, load, mean_std
+
+Pair = tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]  # closure and loss
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Task:
         >>> task("mnist-classifier").title, task("digits-autoencoder").title
         ('MNIST classifier', 'digits autoencoder')
         """
-        data, _, kind = self.name.rpartition("-")
-        return f"{data.replace('mnist', 'MNIST').replace('cifar', 'CIFAR-')} {kind}"
+        data, _, kind = self.name.partition("-")
+        return f"{data.replace('mnist', 'MNIST').replace('cifar', 'CIFAR-')} {kind.replace('-', ' ')}"
 
     def build(
         self,
@@ -94,9 +97,29 @@ class Problem:
     batches: Batches
     held_out: tuple[Tensor, Tensor]
 
-    def pair(self, x: Tensor, y: Tensor) -> tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]:
+    def pair(self, x: Tensor, y: Tensor) -> Pair:
         """(closure, loss) of a batch, as the optimizers take them."""
         return (lambda: self.net(x)), (lambda outputs: self.losses(outputs, x, y))
+
+    def sample(self, size: int, step: int) -> Pair:
+        """The pair of a batch of its own, ``size`` training samples (all, if there are fewer) that depend on seed and step.
+
+        For what must not be estimated on the step's own batch. Nothing is fetched before the closure is called.
+        """
+        batches = self.batches
+
+        @cache
+        def drawn() -> tuple[Tensor, Tensor]:
+            order = torch.randperm(len(batches.x), generator=stream(batches.seed, step, "sample"))
+            chosen = order[:size].to(batches.x.device)
+            return batches.x[chosen], batches.y[chosen]
+
+        return (lambda: self.net(drawn()[0])), (lambda outputs: self.losses(outputs, *drawn()))
+
+    def whole(self) -> Sequence[Pair]:
+        """Pairs that are all training data together, in their order and without augmentation."""
+        x, y, size = self.batches.x, self.batches.y, self.batches.size
+        return [self.pair(*chunk) for chunk in _chunks(x, y, size)]
 
     def losses(self, outputs: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Per-sample losses (B,): cross-entropy in nats, or the squared error averaged over the pixels."""
@@ -129,9 +152,19 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("digits-classifier", "digits", lambda: networks.dense([64, 48, 24, 10], nn.Tanh), "classes", True),
         Task("digits-autoencoder", "digits", lambda: networks.autoencoder(64, (48, 24, 8)), "input", False),
+        Task("digits-convnet", "digits", lambda: networks.convnet((1, 8, 16), 8), "classes", True),
+        Task(
+            "digits-convnet-with-batch-norm",
+            "digits",
+            lambda: networks.convnet((1, 8, 16), 8, batch_norm=True),
+            "classes",
+            True,
+        ),
         Task("mnist-classifier", "mnist", networks.lenet_dense, "classes", True),
         Task("mnist-lenet5", "mnist", networks.lenet5, "classes", True),
         Task("mnist-autoencoder", "mnist", networks.autoencoder, "input", False),
+        Task("cifar10-convnet", "cifar10", networks.convnet, "classes", True),
+        Task("cifar10-convnet-with-batch-norm", "cifar10", lambda: networks.convnet(batch_norm=True), "classes", True),
     )
 }
 

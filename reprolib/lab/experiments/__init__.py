@@ -20,7 +20,10 @@ from reprolib.lab.train import History
 Plan = Generator[list[Run], list[History], Any]
 Execute = Callable[[Sequence[Run]], list[History]]
 
-EXPERIMENTS = {"red/figure2": "reprolib.lab.experiments.red_figure2"}
+EXPERIMENTS = {
+    "red/figure2": "reprolib.lab.experiments.red_figure2",
+    "compare/first-look": "reprolib.lab.experiments.first_look",
+}
 
 
 def module(name: str) -> Any:

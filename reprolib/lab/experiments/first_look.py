@@ -1,0 +1,124 @@
+"""All five methods side by side, none of them tuned, beside what people use: SGD, momentum and AdamW as PyTorch has them,
+and plain SGD tuned on a grid.
+
+NewtonCG computes a gradient of all its data in each step, so it trains on fewer images (``Column.few``); what that buys is
+read off against gradients and seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reprolib.lab import tuning
+from reprolib.lab.experiments import Plan, together
+from reprolib.lab.experiments.red_figure2 import STEPS
+from reprolib.lab.record import DEFAULT, REPORTED, TRIAL, Record
+from reprolib.lab.run import Run
+
+NAME = "compare/first-look"
+FIVE = ("red-sgd", "adler", "curveball", "summary", "csdd")  # each at the defaults of its class
+DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"lr": 1e-3}, "momentum": {"lr": 1e-3}, "adamw": {}}  # PyTorch's own
+TUNED = "sgd"
+TUNED_FRACTION = 0.2  # of the epochs
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task: how long it trains on how many images, and how long on how few where a step looks at all of them."""
+
+    task: str
+    epochs: int
+    few_epochs: int
+    train_size: int | None = None
+    few: int | None = None
+    batch_size: int = 128
+
+    def runs(self, name: str, seeds: Sequence[int], options: dict[str, Any] | None = None, **more: Any) -> list[Run]:
+        """One run per seed."""
+        size, epochs = (self.few, self.few_epochs) if name == "csdd" else (self.train_size, self.epochs)
+        common = {"task": self.task, "epochs": epochs, "batch_size": self.batch_size, "train_size": size}
+        return [Run.of(name, seed=seed, options=options or {}, **common, **more) for seed in seeds]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A scale: the tasks, the grid of SGD's learning rate, the training images that tuning keeps for validation, the seeds."""
+
+    columns: tuple[Column, ...]
+    grid: tuple[float, ...]
+    held_out: int
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+SIZES = {
+    "smoke": Size(
+        (Column("digits-classifier", 5, 2, few=500), Column("digits-convnet-with-batch-norm", 5, 2, few=500)),
+        grid=(0.01, 0.1, 1.0),
+        held_out=144,
+    ),
+    "desk": Size(
+        (
+            Column("mnist-classifier", 5, 3, few=5000),
+            Column("mnist-autoencoder", 8, 3, train_size=10_000, few=5000),
+            Column("cifar10-convnet", 10, 3, train_size=10_000, few=5000),
+            Column("cifar10-convnet-with-batch-norm", 10, 3, train_size=10_000, few=5000),
+        ),
+        grid=STEPS,
+        held_out=1000,
+    ),
+    "paper": Size(  # nobody's protocol: the same with all images, and until the curves are flat
+        tuple(
+            Column(name, 60, 20, few=5000)
+            for name in (
+                "mnist-classifier",
+                "mnist-autoencoder",
+                "cifar10-convnet",
+                "cifar10-convnet-with-batch-norm",
+            )
+        ),
+        grid=STEPS,
+        held_out=5000,
+    ),
+}
+
+
+def plan(scale: str) -> Plan:
+    """Tune SGD while everything else runs; the notes have its grids."""
+    size = SIZES[scale]
+    found = yield from together(
+        [_untuned(column, size) for column in size.columns] + [_tuned(column, size) for column in size.columns]
+    )
+    untuned, tuned = found[: len(size.columns)], found[len(size.columns) :]
+    histories = {
+        REPORTED: [h for five, _ in untuned for h in five] + [h for t in tuned for h in t["histories"]],
+        DEFAULT: [h for _, default in untuned for h in default],
+        TRIAL: [h for t in tuned for h in t["trials"]],
+    }
+    notes = [
+        {"task": column.task, "method": TUNED, "options": t["options"], "grid": t["grid"]}
+        for column, t in zip(size.columns, tuned, strict=True)
+    ]
+    return histories, {"tuning": notes}
+
+
+def _untuned(column: Column, size: Size) -> Plan:
+    five = [run for name in FIVE for run in column.runs(name, size.seeds)]
+    default = [run for name, options in DEFAULTS.items() for run in column.runs(name, size.seeds, options)]
+    histories = yield [*five, *default]
+    return histories[: len(five)], histories[len(five) :]
+
+
+def _tuned(column: Column, size: Size) -> Plan:
+    def trial(options: dict[str, Any], epochs: int) -> Run:
+        return column.runs(TUNED, [tuning.SEED], options, stop_after=epochs, held_out=size.held_out)[0]
+
+    epochs = max(1, round(TUNED_FRACTION * column.epochs))
+    found = yield from tuning.tune(trial, [{"lr": lr} for lr in size.grid], epochs, halving=False)
+    return found | {"histories": (yield column.runs(TUNED, size.seeds, found["options"]))}
+
+
+def verdicts(record: Record) -> list[dict[str, str]]:
+    """None: no paper claims anything of these tasks. What a first look shows is computed in its chapter."""
+    return []
