@@ -217,12 +217,17 @@ def expand(
     """
     options = Options(curvature, backend, products, memory, batch_norm, retain, check)
     params = _checked(params)
-    world = dist.get_world_size() if ranks and dist.is_available() and dist.is_initialized() else 1
+    world = world_size() if ranks else 1
     if world == 1 and len(pairs := pairs_of(closure, loss, curvature)) == 1:
         return opened(Network(*pairs[0], params, options))
     from reprolib.curvature.parts import Parts  # it builds on this module
 
     return Parts(closure, loss, params, options, world)
+
+
+def world_size() -> int:
+    """How many processes share the data: those of ``torch.distributed`` where it is initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def pairs_of(closure: Closure | Sequence[Pair], loss: Loss | None, curvature: str) -> list[Pair]:

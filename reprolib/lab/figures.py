@@ -85,14 +85,33 @@ def band(
     label: str | None = None,
     x: str = "epoch",
     spread: Spread = MEAN,
+    **line: Any,
 ) -> None:
-    """Centre line and band of column ``y`` over the seeds of ``method``, against column ``x``."""
-    over_seeds = spread.over(table[table["method"] == method], y, x)
-    if over_seeds.empty:
+    """Centre line and band of column ``y`` over the seeds of ``method`` in each iteration, against the mean of column ``x``.
+
+    ``line`` are keywords of ``Axes.plot``.
+    """
+    mine = table[table["method"] == method].dropna(subset=[y])
+    if mine.empty:
         return
-    at, colour = over_seeds.index.to_numpy(dtype=float), COLOURS.get(method, NEUTRAL)
-    ax.plot(at, over_seeds["centre"], color=colour, label=label)
-    ax.fill_between(at, over_seeds["low"], over_seeds["high"], color=colour, alpha=0.2, linewidth=0)
+    over_seeds, at = spread.over(mine, y, "iteration"), mine.groupby("iteration")[x].mean().to_numpy(dtype=float)
+    line = {"color": COLOURS.get(method, NEUTRAL)} | line
+    ax.plot(at, over_seeds["centre"], label=label, **line)
+    ax.fill_between(at, over_seeds["low"], over_seeds["high"], color=line["color"], alpha=0.2, linewidth=0)
+
+
+def few_ticks(ax: Axes) -> None:
+    """On logarithmic axes ticks at 1, 2 and 5 times powers of ten where there is room, as plain numbers, and no labels between."""
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() != "log":
+            continue
+        low, high = sorted(axis.get_view_interval())
+        wide = high > 30 * low
+        axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=5))
+        axis.set_major_formatter(LogFormatterSciNotation() if high > 1e4 or low < 1e-3 else "{x:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def dots(

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
-from reprolib.curvature.model import CHOICES, Network, Pair, pairs_of
+from reprolib.curvature.model import CHOICES, Network, Pair, pairs_of, world_size
 from reprolib.curvature.parts import Ranks
 from reprolib.curvature.replay import Repeat, Substitute, spare_statistics
 from reprolib.curvature.tree import Tensors, inner
@@ -437,9 +436,5 @@ def global_gradient(pairs: Iterable[Pair], params: Sequence[Tensor]) -> tuple[Te
             raise InvalidInput("full is empty: give the (closure, loss) pairs of the data")
         return [total[0].new_tensor(n), *total]
 
-    n, *total = Ranks(_world()).sum(own, [params[0].new_zeros(()), *params])
+    n, *total = Ranks(world_size()).sum(own, [params[0].new_zeros(()), *params])
     return tuple(x / n for x in total)
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

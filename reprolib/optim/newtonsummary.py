@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from reprolib.curvature import LocalModel, Summary, expand
 from reprolib.curvature.calls import map_tensors
-from reprolib.curvature.model import CHOICES, Pair, pairs_of
+from reprolib.curvature.model import CHOICES, Pair, pairs_of, world_size
+from reprolib.curvature.parts import Ranks
 from reprolib.curvature.replay import Substitute, spare_statistics
 from reprolib.curvature.tree import Tensors, inner
 from reprolib.errors import InvalidInput, SkippedStep, UnknownName
@@ -278,7 +279,8 @@ class NewtonSummary(LocalModelOptimizer):
             quiet: list[Pair] = [
                 (_aside(f, params, values), None if ℓ is None else _aside(ℓ, params, values)) for f, ℓ in pairs
             ]
-            model = expand(quiet, None, leaves, "hessian", options["backend"], check=check, **options["engine"])
+            engine = {"backend": options["backend"], "check": check, **options["engine"]}
+            return mean_summary(quiet, leaves, groups.pieces(u), groups.members, self._third, **engine)
         return model.summary(groups.pieces(u), groups.members, self._third)
 
     def _new_eta(self, shared: dict[str, Any], seen: Summary) -> dict[str, Any]:
@@ -369,6 +371,25 @@ def _above_rounding(seen: Summary, u: Tensors, groups: Partition) -> Summary:
     floor = 1000 * torch.finfo(length.dtype).eps
     kept = (slope > floor * slope.max()) | (curvature > floor * curvature.max())
     return Summary(seen.gradient * kept, seen.hessian * kept * kept[:, None], seen.third * kept)
+
+
+def mean_summary(
+    pairs: Sequence[Pair], params: Tensors, u: Tensors, groups: Sequence[Sequence[int]], third: bool, **engine: Any
+) -> Summary:
+    """The derivatives of J over all samples of the pairs and of all processes; each pair is run once, one at a time."""
+
+    def own() -> list[Tensor]:
+        total: list[Tensor] = []
+        for f, ℓ in pairs:
+            model = expand(f, ℓ, params, "hessian", ranks=False, **engine)
+            n = len(model.losses)
+            parts = [n * x for x in (model.loss.new_ones(1), *model.summary(u, groups, third))]
+            total = [t + x for t, x in zip(total, parts, strict=True)] if total else parts
+        return total
+
+    s, new = len(groups), params[0].new_empty
+    n, *sums = Ranks(world_size()).sum(own, (new(1), new(s), new(s, s), new(s)))
+    return Summary(*(x / n for x in sums))
 
 
 def _pairs(summary: Pair | Sequence[Pair]) -> list[Pair]:

@@ -71,7 +71,11 @@ def convnet(
     """
     layers: list[nn.Module] = []
     for wide, out in pairwise(channels):
-        layers += [nn.Conv2d(wide, out, 3, 2, 1, bias=not batch_norm)] + [nn.BatchNorm2d(out)] * batch_norm + [nn.Softplus(beta=5)]
+        layers += (
+            [nn.Conv2d(wide, out, 3, 2, 1, bias=not batch_norm)]
+            + [nn.BatchNorm2d(out)] * batch_norm
+            + [nn.Softplus(beta=5)]
+        )
         pixels = -(-pixels // 2)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * pixels**2, classes))
 

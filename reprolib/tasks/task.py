@@ -101,20 +101,28 @@ class Problem:
         """(closure, loss) of a batch, as the optimizers take them."""
         return (lambda: self.net(x)), (lambda outputs: self.losses(outputs, x, y))
 
-    def sample(self, size: int, step: int) -> Pair:
-        """The pair of a batch of its own, ``size`` training samples (all, if there are fewer) that depend on seed and step.
+    def sample(self, size: int, step: int) -> Sequence[Pair]:
+        """Pairs, of at most a batch each, that are ``size`` training samples (all, if there are fewer) of this seed and step.
 
-        For what must not be estimated on the step's own batch. Nothing is fetched before the closure is called.
+        For what must not be estimated on the step's own batch. Nothing is fetched before a closure is called.
         """
-        batches = self.batches
+        batches, size = self.batches, min(size, len(self.batches.x))
 
         @cache
-        def drawn() -> tuple[Tensor, Tensor]:
-            order = torch.randperm(len(batches.x), generator=stream(batches.seed, step, "sample"))
-            chosen = order[:size].to(batches.x.device)
-            return batches.x[chosen], batches.y[chosen]
+        def order() -> Tensor:
+            drawn = torch.randperm(len(batches.x), generator=stream(batches.seed, step, "sample"))
+            return drawn[:size].to(batches.x.device)
 
-        return (lambda: self.net(drawn()[0])), (lambda outputs: self.losses(outputs, *drawn()))
+        def pair(start: int) -> Pair:
+            def chosen() -> Tensor:
+                return order()[start : start + batches.size]
+
+            def losses(outputs: Tensor) -> Tensor:
+                return self.losses(outputs, batches.x[chosen()], batches.y[chosen()])
+
+            return (lambda: self.net(batches.x[chosen()])), losses
+
+        return [pair(start) for start in range(0, size, batches.size)]
 
     def whole(self) -> Sequence[Pair]:
         """Pairs that are all training data together, in their order and without augmentation."""

@@ -32,23 +32,22 @@ def test_a_sample_is_a_function_of_seed_and_step_and_has_no_sample_twice():
     p.batches.x.copy_(torch.arange(100.0).view(-1, 1, 1, 1).expand(p.batches.x.shape))  # each sample is its number
     seen = {}
     for step in (0, 1):
-        closure, _ = p.sample(40, step)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(p.net, "forward", lambda x: x[:, 0, 0, 0])
-            seen[step] = closure()
-            assert torch.equal(seen[step], p.sample(40, step)[0]())
+            seen[step], again = (torch.cat([closure() for closure, _ in p.sample(40, step)]) for _ in range(2))
+        assert torch.equal(seen[step], again)
         assert len(set(seen[step].tolist())) == 40
     assert not torch.equal(seen[0], seen[1])
-    assert len(p.sample(1000, 0)[0]()) == 100  # not more than there are
+    sizes = [len(closure()) for closure, _ in p.sample(1000, 0)]
+    assert sizes == [32, 32, 32, 4]  # a batch at a time, and not more than there are
 
 
 def test_a_sample_pairs_images_and_targets():
     p = problem()
     p.batches.y.fill_(7)
     p.batches.y[:50] = 3
-    closure, loss = p.sample(10, 4)
-    chosen = torch.randperm(100, generator=torch.Generator().manual_seed(0))[:10]
-    assert loss(closure()).shape == (len(chosen),)
+    ((closure, loss),) = p.sample(10, 4)
+    assert loss(closure()).shape == (10,)
     x, y = p.batches.x, p.batches.y
     order = [int((x == image).flatten(1).all(1).nonzero()[0]) for image in images_of(p, closure)]
     expected = p.losses(p.net(x[order]), x[order], y[order])
@@ -83,8 +82,8 @@ def test_each_method_gets_what_it_wants():
         assert further_data(optimizer, p, 0).keys() == wanted
     assert further_data(torch.optim.SGD(p.net.parameters(), lr=0.1), p, 0) == {}
     optimizer, _ = method("summary").build(p.net.parameters(), 1, period=2)
-    closure, _ = further_data(optimizer, p, 0)["summary"]
-    assert len(closure()) == 64  # p B
+    pairs = further_data(optimizer, p, 0)["summary"]
+    assert [len(closure()) for closure, _ in pairs] == [32, 32]  # p B
 
 
 def test_the_summary_is_of_the_other_batch():
