@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from reprolib.book.layout import Layout
 from reprolib.errors import InvalidInput
-from reprolib.lab.claims import HOLDS, OPEN, PAPERS, Claim, claims, status
+from reprolib.lab.claims import FINDINGS, HOLDS, OPEN, PAPERS, Claim, claims, status
 from reprolib.lab.experiments import verdicts_of
 from reprolib.lab.record import SCALES, Record, published
 from reprolib.lab.verdict import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, PARTLY, REPRODUCED
@@ -17,7 +17,8 @@ from reprolib.tasks import task
 MARKER = re.compile(r"^<!-- ledger: (\S+) -->$", re.MULTILINE)
 ERRATUM = re.compile(r"\bE-[a-z]+-\d+\b")
 NAMES = dict(zip(PAPERS, ("RED", "NewtonSummary", "ADLER", "CurveBall", "CSDD", "all five"), strict=True))
-STATUSES = (HOLDS, REPRODUCED, PARTLY, NOT_REPRODUCED, INCONCLUSIVE, NOT_TESTABLE, OPEN)
+TESTED = (HOLDS, *FINDINGS.values())
+STATUSES = (*TESTED, REPRODUCED, PARTLY, NOT_REPRODUCED, INCONCLUSIVE, NOT_TESTABLE, OPEN)
 
 
 def filled(page: str, layout: Layout) -> str:
@@ -74,10 +75,10 @@ def table(some: Sequence[Claim], rows: Sequence[dict[str, str]], links: Links) -
 
 
 def verdict(c: Claim, rows: Sequence[dict[str, str]], links: Links) -> str:
-    """How a claim stands, with the scale and the tasks that say so, or the errata that a tested criterion corrects."""
+    """How a claim stands, with the scale and the tasks that say so, or the errata that a tested criterion names."""
     word = status(c, rows)
-    if word == HOLDS and (errata := ERRATUM.findall(c.criterion)):
-        return f"{word}, with {links.text(', '.join(errata))}"
+    if word in TESTED and (errata := ERRATUM.findall(c.criterion)):
+        return f"{word}, see {links.text(', '.join(errata))}"
     mine = [row for row in rows if row["claim"] == c.id]
     if c.kind != "record" or not mine:
         return word

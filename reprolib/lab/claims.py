@@ -19,6 +19,8 @@ from reprolib.lab.verdict import NOT_TESTABLE, combined
 PAPERS = ("red", "summary", "adler", "curveball", "csdd", "family")  # family: what we add about all five
 KINDS = ("test", "record", "reason")
 OPEN, HOLDS = "open", "holds (tested)"
+# what tests may find other than that a statement holds as it is printed, and how the ledger says it
+FINDINGS = {"corrected": "holds after correction (tested)", "contradicted": "contradicted (tested)"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Claim:
     setting: str = ""
     desk: str = ""
     evidence: tuple[str, ...] = ()
+    finding: str = ""
 
 
 KNOWN = {field.name for field in fields(Claim)} - {"id"}
@@ -50,7 +53,8 @@ def claims(path: Path | None = None) -> dict[str, Claim]:
 
     Raises:
         RecordError: the file is missing or no YAML.
-        InvalidInput: an id or field that comes twice, an unknown or missing field, an unknown kind or paper.
+        InvalidInput: an id or field that comes twice, an unknown or missing field, an unknown kind, paper or finding, a
+            finding that no test makes.
     """
     path = path or source()
     content = _load(_read(path).decode("utf-8"), path)
@@ -78,7 +82,7 @@ def status(claim: Claim, verdicts: Iterable[Mapping[str, str]]) -> str:
         return combined(found) if found else OPEN
     if not claim.evidence:
         return OPEN
-    return HOLDS if claim.kind == "test" else NOT_TESTABLE
+    return FINDINGS.get(claim.finding, HOLDS) if claim.kind == "test" else NOT_TESTABLE
 
 
 def _read(path: Path) -> bytes:
@@ -127,9 +131,11 @@ def _claim(id: str, about: Any) -> Claim:
             raise InvalidInput(
                 f"the {name} of claim {id} is {text!r}: write a text (in quotes if it looks like a number)"
             )
-    for name, known in (("kind", KINDS), ("paper", PAPERS)):
-        if texts[name] not in known:
+    for name, known in (("kind", KINDS), ("paper", PAPERS), ("finding", FINDINGS)):
+        if name in texts and texts[name] not in known:
             raise UnknownName.among(f"{name} of claim {id},", texts[name], known)
     if not id.startswith(f"{texts['paper']}-"):
         raise InvalidInput(f"claim {id} is about paper {texts['paper']}: its id must begin with {texts['paper']}-")
+    if "finding" in texts and not (texts["kind"] == "test" and evidence):
+        raise InvalidInput(f"claim {id} has a finding, but no test that finds it")
     return Claim(id, **texts, evidence=tuple(evidence))

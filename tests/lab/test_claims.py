@@ -12,7 +12,7 @@ import pytest
 from reprolib.book import ledger
 from reprolib.book.layout import Layout
 from reprolib.errors import InvalidInput, RecordError, UnknownName
-from reprolib.lab.claims import HOLDS, KINDS, OPEN, PAPERS, Claim, claims, digest, status
+from reprolib.lab.claims import FINDINGS, HOLDS, KINDS, OPEN, PAPERS, Claim, claims, digest, status
 from reprolib.lab.experiments import EXPERIMENTS
 from reprolib.lab.verdict import NOT_TESTABLE, combined
 
@@ -72,6 +72,16 @@ def test_tests_are_evidence_for_the_claims_that_they_are_marked_with():
         assert m.mutation >= {"file", "old", "new"}, m.test
 
 
+def test_a_criterion_that_expects_a_contradiction_or_names_a_correction_has_it_found():
+    for c in CLAIMS.values():
+        if c.kind == "test" and c.evidence and "contradict" in c.criterion:
+            assert c.finding == "contradicted", c.id
+        if c.kind == "test" and c.evidence and "correct" in c.criterion:
+            assert c.finding == "corrected", c.id
+        if c.finding == "corrected":
+            assert ledger.ERRATUM.search(c.criterion), f"{c.id}: which erratum corrects it?"
+
+
 def test_evidence_from_experiments_names_experiments():
     named = {name for c in CLAIMS.values() if c.kind == "record" for name in c.evidence}
     assert named
@@ -125,6 +135,8 @@ def test_a_good_file_is_read(tmp_path):
         ("[some/experiment]", "some/experiment", InvalidInput, "write a list"),
         ("[some/experiment]", "[1]", InvalidInput, "evidence of claim red-x is 1"),
         ("  kind: record\n", "  kind: record\n  kind: test\n", InvalidInput, "'kind' comes twice"),
+        ("  kind: record\n", "  kind: test\n  finding: wrong\n", UnknownName, "finding of claim red-x, 'wrong'"),
+        ("  kind: record\n", "  kind: record\n  finding: corrected\n", InvalidInput, "no test that finds it"),
         (GOOD, GOOD + GOOD, InvalidInput, "'red-x' comes twice"),
         (GOOD, "red-x: nothing\n", InvalidInput, "claim red-x has no fields"),
         (GOOD, "", InvalidInput, "maps no ids"),
@@ -142,13 +154,23 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
         claims(tmp_path / "claims.yaml")
 
 
+def test_a_finding_needs_a_test(tmp_path):
+    text = GOOD.replace("kind: record", "kind: test\n  finding: contradicted")
+    assert read(tmp_path, text)["red-x"].finding == "contradicted"
+    with pytest.raises(InvalidInput, match="claim red-x has a finding, but no test that finds it"):
+        read(tmp_path, text.replace("[some/experiment]", "[]"))
+
+
 # ---- verdicts
 
 
 def test_status():
     a = Claim("red-x", "red", "here", "it is so", "it is seen to be so", "test")
     assert status(a, []) == OPEN
-    assert status(Claim(**vars(a) | {"evidence": ("tests/a.py::test_a",)}), []) == HOLDS
+    tested = vars(a) | {"evidence": ("tests/a.py::test_a",)}
+    assert status(Claim(**tested), []) == HOLDS
+    words = {name: status(Claim(**tested | {"finding": name}), []) for name in FINDINGS}
+    assert words == {"corrected": "holds after correction (tested)", "contradicted": "contradicted (tested)"}
     reason = vars(a) | {"kind": "reason"}
     assert status(Claim(**reason), []) == OPEN
     assert status(Claim(**reason | {"evidence": ("its data are not public",)}), []) == NOT_TESTABLE
@@ -186,10 +208,18 @@ def test_the_page_lists_every_claim_once(page):
 
 def test_the_page_says_what_was_computed(page):
     assert "partly at desk scale (MNIST classifier, MNIST autoencoder)" in page
-    tested = sum(c.kind == "test" and bool(c.evidence) for c in CLAIMS.values())
+    tested = Counter(c.finding for c in CLAIMS.values() if c.kind == "test" and c.evidence)
+    reasons = sum(c.kind == "reason" and bool(c.evidence) for c in CLAIMS.values())
+    numbers = [tested[""], *(tested[name] for name in FINDINGS), 1, reasons]
     header, *_, last = page.split(":::{list-table}")[1].split("\n* - ")[1:]
-    assert header.split("\n  - ") == ["", "claims", HOLDS, "partly", OPEN]
-    assert last.split("\n:::")[0].split("\n  - ") == ["together", "226", str(tested), "1", str(225 - tested)]
+    assert header.split("\n  - ") == ["", "claims", HOLDS, *FINDINGS.values(), "partly", NOT_TESTABLE, OPEN]
+    assert last.split("\n:::")[0].split("\n  - ") == ["together", *map(str, [226, *numbers, 226 - sum(numbers)])]
+
+
+def test_the_page_says_what_tests_found(page):
+    assert "contradicted (tested), see E-cs-1" in page
+    assert "holds after correction (tested), see [E-red-1](errata.md)" in page
+    assert f"{HOLDS}, see E-cb-4" in page
 
 
 def test_the_page_must_ask_for_every_paper():
