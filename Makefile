@@ -57,9 +57,11 @@ test: $(READY) ## unit and property tests, doctests, notebooks, numbers, pages
 test-deep: $(READY) ## the property tests with many more examples
 	@$(TESTENV) HYPOTHESIS_PROFILE=deep $(PYTEST) --dist worksteal
 
-bench: $(VENV)/.peers ## measure what curvature costs, here and in other libraries, and training (half an hour)
+bench: $(VENV)/.peers ## measure what curvature costs, here and in other libraries, steps, and training (an hour)
 	@$(TESTENV) $(PY) -m reprolib bench curvature --device "$(DEVICE)" --threads $(THREADS) --rounds $(ROUNDS) \
 	  --write book/records/curvature-cost.$(firstword $(subst :, ,$(DEVICE)))
+	@$(TESTENV) $(PY) -m reprolib bench step --device "$(DEVICE)" --threads $(THREADS) --rounds $(ROUNDS) \
+	  --write book/records/step-cost.$(firstword $(subst :, ,$(DEVICE)))
 	@$(TESTENV) $(PY) -m reprolib bench train --device "$(DEVICE)" --threads $(THREADS) --rounds $(ROUNDS) \
 	  --write book/records/training-speed.$(firstword $(subst :, ,$(DEVICE)))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -55,16 +55,17 @@ class Bench:
     d: tuple[Tensor, ...] = ()
 
     @classmethod
-    def of(cls, name: str, device: str) -> Bench:
-        """Network ``name`` at its size, with random images and labels from a fixed seed."""
+    def of(cls, name: str, device: str, batches: int = 1) -> Bench:
+        """Network ``name`` at its size, with so many batches of random images and labels from a fixed seed."""
         if name not in NETWORKS:
             raise UnknownName.among("network", name, NETWORKS)
         make, batch, shape = NETWORKS[name]
         g = torch.Generator().manual_seed(0)
         net = networks.initialised(make(), g).to(device)
-        x, y = torch.randn(batch, *shape, generator=g), torch.randint(10, (batch,), generator=g)
+        n = batches * batch
+        x, y = torch.randn(n, *shape, generator=g), torch.randint(10, (n,), generator=g)
         bench = cls(net, x.to(device), y.to(device))
-        bench.d = bench.gradient()
+        bench.d = bench.first(batch).gradient()
         return bench
 
     def first(self, samples: int | None) -> Bench:
@@ -267,13 +268,19 @@ def measure(
 
 
 def take_turns(
-    calls: Sequence[Callable[[], Any]], device: str, rounds: int, say: Callable[[str], None]
+    calls: Sequence[Callable[[], Any]],
+    device: str,
+    rounds: int,
+    say: Callable[[str], None],
+    before: Sequence[Callable[[], Any]] = (),
 ) -> list[list[float]]:
-    """Seconds of each call in each round; every round begins with another one."""
+    """Seconds of each call in each round; every round begins with another one. ``before``: done first, and not timed."""
     seconds: list[list[float]] = [[] for _ in calls]
     for k in range(rounds):
         say(f"round {k + 1} of {rounds}")
         for i in ((i + k) % len(calls) for i in range(len(calls))):
+            if before:
+                before[i]()
             start = _clock(device)
             kept = calls[i]()
             seconds[i].append(_clock(device) - start)
@@ -293,16 +300,18 @@ class _Once:
         return self.known[name]
 
 
-def peak_memory(f: Callable[[], Any], device: str) -> int:
-    """Largest number of bytes that a call has allocated at once (inputs and weights not counted)."""
+def peak_memory(f: Callable[[], Any], device: str, before: Callable[[], Any] = lambda: None) -> int:
+    """Largest number of bytes that a call has allocated at once (inputs and weights not counted, nor ``before`` it)."""
+    before()
     f()
+    before()
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         f()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated() - held
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         kept = f()
         del kept
@@ -328,26 +337,36 @@ COLUMNS = ("network", "quantity", "library", "seconds", "time", "spread", "memor
 
 @dataclass
 class Costs:
-    """The rows of a benchmark (``table``, one column per name in ``COLUMNS``) and where and with what they were made."""
+    """The rows of a benchmark (``table``, one column per name in its ``COLUMNS``) and where and with what they were made."""
 
     table: pd.DataFrame
     about: dict[str, Any]
 
     @classmethod
-    def of(cls, rows: list[dict[str, Any]], device: str, rounds: int, minutes: float) -> Costs:
-        """The rows with their provenance; ``minutes`` of processor time is what they took."""
+    def of(
+        cls,
+        rows: list[dict[str, Any]],
+        device: str,
+        rounds: int,
+        minutes: float,
+        columns: Sequence[str] = COLUMNS,
+        also: Iterable[str] = tuple(peers.PACKAGES.values()),
+        **more: Any,
+    ) -> Costs:
+        """The rows with their provenance; ``minutes`` of processor time is what they took, ``more`` is kept with it."""
         sizes = {}
         for name in dict.fromkeys(row["network"] for row in rows):
             make, batch, shape = NETWORKS[name]
             parameters = sum(p.numel() for p in make().parameters())
             sizes[name] = {"batch": batch, "image": list(shape), "parameters": parameters}
         about = {
-            "environment": environment(device, also=peers.PACKAGES.values()),
+            "environment": environment(device, also),
             "rounds": rounds,
             "minutes": round(minutes, 1),
             "networks": sizes,
+            **more,
         }
-        return cls(pd.DataFrame(rows, columns=list(COLUMNS)), about)
+        return cls(pd.DataFrame(rows, columns=list(columns)), about)
 
     def save(self, path: Path) -> None:
         """Write ``path``.csv and ``path``.json."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,14 +203,31 @@ def bench() -> None:
     """Measure what things cost, as ratios within one process."""
 
 
+def _measuring(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that all of them have."""
+    for option in (
+        click.option(
+            "--write",
+            type=click.Path(path_type=Path),
+            help="also write the rows to PATH.csv, their provenance to PATH.json",
+        ),
+        click.option(
+            "--rounds", default=7, show_default=True, help="the median over so many interleaved rounds is shown"
+        ),
+        click.option("--threads", default=1, show_default=True),
+        click.option("--device", default="cpu", show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+def _progress(line: str) -> None:
+    click.echo(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, err=True, nl=not sys.stderr.isatty())
+
+
 @bench.command("curvature")
 @click.option("--network", "names", multiple=True, help="lenet, mlp, vgg11, vgg11-bn, resnet18, vit; default all")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", default=1, show_default=True)
-@click.option("--rounds", default=7, show_default=True, help="the median over so many interleaved rounds is shown")
-@click.option(
-    "--write", type=click.Path(path_type=Path), help="also write the rows to PATH.csv, their provenance to PATH.json"
-)
+@_measuring
 def curvature(names: tuple[str, ...], device: str, threads: int, rounds: int, write: Path | None) -> None:
     """Time and peak memory of curvature, in gradients of the same network and batch."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which counts the memory, announces itself
@@ -218,13 +235,10 @@ def curvature(names: tuple[str, ...], device: str, threads: int, rounds: int, wr
 
     from reprolib.lab.bench import NETWORKS, Costs, measure
 
-    def progress(line: str) -> None:
-        click.echo(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, err=True, nl=not sys.stderr.isatty())
-
     torch.set_num_threads(threads)
     start, rows = time.process_time(), []
     for name in names or NETWORKS:
-        for row in measure(name, device=device, rounds=rounds, say=progress):
+        for row in measure(name, device=device, rounds=rounds, say=_progress):
             rows.append(row)
             click.echo(
                 f"{name:9} {row['quantity']:27} {row['library']:20} "
@@ -239,16 +253,37 @@ def curvature(names: tuple[str, ...], device: str, threads: int, rounds: int, wr
             Costs.of(rows, device, rounds, (time.process_time() - start) / 60).save(write)
 
 
+@bench.command("step")
+@click.option("--network", "names", multiple=True, help="as of curvature; default lenet, mlp, vgg11")
+@_measuring
+def step(names: tuple[str, ...], device: str, threads: int, rounds: int, write: Path | None) -> None:
+    """Time and peak memory of whole optimizer steps, in gradients of the same network and batch."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which counts the memory, announces itself
+    import torch
+
+    from reprolib.lab.bench_step import PARTS, SELECTION, costs, goal, measure
+
+    torch.set_num_threads(threads)
+    start, rows = time.process_time(), []
+    for name in names or SELECTION:
+        for row in measure(name, device=device, rounds=rounds, say=_progress):
+            rows.append(row)
+            limit = goal(row["method"], name)
+            click.echo(
+                f"{name:9} {row['method']:10} time {row['time']:6.2f} (±{row['spread'] / 2:.2f})  "
+                + (f"goal ≤ {limit:<4g}  " if limit else " " * 13)
+                + f"products {row['products']:6.2f}  memory {row['memory']:6.2f}"
+                + "".join(f"  {part} {row[f'share_{part}']:.0%}" for part in PARTS if f"share_{part}" in row)
+            )
+        if write:  # after each network: what is there is not lost if somebody stops it
+            costs(rows, device, rounds, (time.process_time() - start) / 60).save(write)
+
+
 @bench.command("train")
 @click.option("--task", "names", multiple=True, help="a task; may be given several times  [default: a small selection]")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", default=1, show_default=True)
-@click.option("--rounds", default=7, show_default=True, help="the median over so many interleaved rounds is shown")
 @click.option("--steps", default=50, show_default=True, help="of every run in each round")
 @click.option("--members", default=8, show_default=True, help="runs that train separately and as an ensemble")
-@click.option(
-    "--write", type=click.Path(path_type=Path), help="also write the rows to PATH.csv, their provenance to PATH.json"
-)
+@_measuring
 def train_(
     names: tuple[str, ...], device: str, threads: int, rounds: int, steps: int, members: int, write: Path | None
 ) -> None:
