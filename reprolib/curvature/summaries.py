@@ -70,7 +70,7 @@ def _derivatives(y: Tensor, eta: Tensor, order: int) -> Tensor:
     """Appendix A: the tensor of order n + 1 has as rows the gradients of the entries of that of order n."""
     gradient: Callable[[Tensor, bool], Tensor] = lambda z, more: _grad(z, (eta,), create_graph=more)[0]  # noqa: E731
     with translated("the gradient of the network"):
+        entries = [y]  # as scalars of their own: the gradient of one must not run back through all the others
         for n in range(1, order + 1):
-            rows = [gradient(z, n < order) for z in y.reshape(-1)]
-            y = torch.stack(rows).reshape((len(eta),) * n)
-    return y
+            entries = [entry for z in entries for entry in gradient(z, n < order).unbind()]
+    return torch.stack(entries).reshape((len(eta),) * order)

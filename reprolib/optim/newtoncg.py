@@ -43,9 +43,10 @@ class NewtonCG(LocalModelOptimizer):
         fallback: γ where none was found.
         lr: a factor on the step that was found, for schedules (per group; 1 in the paper).
         weight_decay: λ of λ/2‖θ‖², part of J and of every J_j (per group).
-        global_every: g serves until θ has moved so often: 1 is the paper's, n/B gradients a step (E-cs-10); more, a
-            stale g.
-        global_pairs: g is the mean over so many pairs of ``full``, the next ones each time; ``None``: over all.
+        global_every: g serves until θ has moved so often, or until a batch contradicts a g from before a move: 1 is
+            the paper's, n/B gradients a step (E-cs-10); more, a stale g.
+        global_pairs: g is the mean over so many pairs of ``full``, the next ones each time, also after a batch that
+            contradicts it; ``None``: over all.
         truncate: leave CG at negative curvature; ``False`` for the supplement's ablation.
         search: ``"taylor"``; ``"armijo"``, the supplement's backtracking; ``"none"``, γ = 1.
         curvature: ``"hessian"``, or ``"ggn"``: Gauss–Newton.
@@ -182,6 +183,8 @@ class NewtonCG(LocalModelOptimizer):
                 return model.loss
             if agreement < 0:  # lines 5–8: the batch is not representative; θ and so g stay
                 self._learn(params, known, position)
+                if shared["age"] or options["global_pairs"]:  # it may be g that is not representative: look again
+                    shared["age"] = options["global_every"]
                 self.counts.update(steps=1, screened=1)
                 self._report(screened=1)
                 return model.loss

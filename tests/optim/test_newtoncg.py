@@ -209,25 +209,39 @@ def test_a_part_of_the_data_goes_round_and_round():
 def test_a_stale_and_a_sub_sampled_global_gradient():
     net, data, batches = problem(count=6)
     opt = NewtonCG(net.parameters(), global_every=3)
-    moves, expected = 0, None
+    age, expected, computed = 3, None, 0
     for closure, loss in batches:
-        if moves % 3 == 0:
-            expected = gradient(net, data)
+        if age == 3:
+            age, expected, computed = 0, gradient(net, data), computed + 1
         opt.step(closure, loss, full=batches)
         torch.testing.assert_close(flat([opt.state[p]["global"] for p in net.parameters()]), expected, **CLOSE)
-        moves += 1 - int(opt.diagnostics["screened"])
-    assert moves > 3
-    assert opt.counts["pairs"] == 12
+        screened = bool(opt.diagnostics["screened"])
+        age = 3 if screened and age else age + (not screened)
+    assert opt.counts["screened"] < 4
+    assert opt.counts["pairs"] == 6 * computed < 36
     net, data, batches = problem(count=6)
-    opt, moves = NewtonCG(net.parameters(), global_pairs=2), 0
-    for closure, loss in batches:
-        first = 2 * moves % 6  # the next two each time that θ has moved
+    opt = NewtonCG(net.parameters(), global_pairs=2)
+    for i, (closure, loss) in enumerate(batches):
+        first = 2 * i % 6  # the next two each time
         expected = gradient(net, data[first : first + 2])
         opt.step(closure, loss, full=batches)
         torch.testing.assert_close(flat([opt.state[p]["global"] for p in net.parameters()]), expected, **CLOSE)
-        moves += 1 - int(opt.diagnostics["screened"])
-    assert moves > 2
-    assert opt.counts["pairs"] == 2 * (moves + int(opt.diagnostics["screened"]))
+    assert opt.counts["screened"] < 4
+    assert opt.counts["pairs"] == 2 * 6
+
+
+def test_a_stale_global_gradient_that_contradicts_every_batch_is_looked_at_again():
+    """Batch 1 moves θ to its own bottom, where the g of before contradicts batch 2: nothing would ever move again."""
+    theta = leaf(1.0)
+    full = [(lambda: 0.5 * theta**2, None), (lambda: 0.5 * (theta - 0.1) ** 2, None)]
+    opt = NewtonCG([theta], global_every=10)
+    opt.step(*full[0], full=full)
+    assert theta.item() == pytest.approx(0)
+    opt.step(*full[1], full=full)
+    assert opt.diagnostics["screened"] == 1
+    opt.step(*full[1], full=full)
+    assert theta.item() == pytest.approx(0.1)
+    assert opt.counts["pairs"] == 4
 
 
 def test_a_screened_batch_changes_nothing_and_the_global_gradient_serves_again():
