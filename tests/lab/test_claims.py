@@ -217,9 +217,9 @@ def test_the_page_says_what_was_computed(page):
 
 
 def test_the_page_says_what_tests_found(page):
-    assert "contradicted (tested), see E-cs-1" in page
+    assert "contradicted (tested), see [E-cs-1](errata.md)" in page
     assert "holds after correction (tested), see [E-red-1](errata.md)" in page
-    assert f"{HOLDS}, see E-cb-4" in page
+    assert f"{HOLDS}, see [E-cb-4](errata.md)" in page
 
 
 def test_the_page_must_ask_for_every_paper():
