@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from reprolib.book.readme import with_status
+import reprolib.optim
+from reprolib.book.readme import OPTIMIZERS, generated
 
 ROOT = Path(__file__).parents[2]
 SNIPPETS = re.findall(
@@ -29,7 +30,15 @@ def test_readme_names_the_two_commands() -> None:
 
 def test_readme_states_what_the_records_say() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_status(text) == text, "run `make readme`"
+    assert generated(text) == text, "run `make readme`"
+
+
+def test_readme_has_the_five_optimizers_with_measured_costs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, *_ in OPTIMIZERS.values():
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        assert re.search(r"\| \d[\d.]*( / \d[\d.]*)+ \| \d", row), row
+        assert hasattr(reprolib.optim, name.strip("`"))
 
 
 def test_readme_links_lead_somewhere() -> None:
