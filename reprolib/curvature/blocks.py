@@ -79,13 +79,17 @@ class Blockwise:
         if f2 is None or adjoint is None:
             return first, []
         bend = _second(f1, f2)
-        self._pay(adjoint * bend * dx, dx, ids, ids)
+        riesz = (adjoint * bend) * dx
+        self._pay(riesz, dx, ids, ids)
         if not self.third:
             return first, []
-        square = dx * dx
-        self._cube(ids, (square * dx * (adjoint * _third(node, v, f1))).reshape(len(ids), -1).sum(1))
-        self._cross(v, ids, adjoint * bend * dx)
-        return first, [(ids, bend * square)]
+        self._cross(v, ids, riesz)
+        square = dx * dx  # what is S times as large as x is written as seldom as can be: memory is what takes the time
+        self._cube(
+            ids,
+            torch.mul(square, dx, out=riesz).reshape(len(ids), -1) @ (adjoint * _third(node, v, f1, f2)).reshape(-1),
+        )
+        return first, [(ids, square.mul_(bend))]
 
     def _bilinear(self, node: Node, values: dict[int, Value], adjoint: Tensor | None):
         assert node.rule is not None and node.rule.bilinear is not None
@@ -199,10 +203,8 @@ class Blockwise:
         if v.id in self.second:
             common = tuple(i for i in ids if i in self.second[v.id][0])
             if common:
-                pair = (
-                    (_select((ids, riesz), common) * _select(self.second[v.id], common)).reshape(len(common), -1).sum(1)
-                )
-                self._cube(common, 3 * factor * pair)
+                mine, its = (_select(b, common).reshape(len(common), -1) for b in ((ids, riesz), self.second[v.id]))
+                self._cube(common, 3 * factor * torch.linalg.vecdot(mine, its))
 
 
 class _Moved(Node):
@@ -227,17 +229,23 @@ def _second(f1: Any, f2: Any) -> Any:
     return f2[0] * f2[1] * f1 if isinstance(f2, tuple) else f2
 
 
-def _third(node: Node, v: Value, f1: Tensor) -> Tensor:
-    """f‴ of an elementwise operation, by forward mode over its f″."""
+def _third(node: Node, v: Value, f1: Tensor, f2: Any) -> Tensor:
+    """f‴ of an elementwise operation, by forward mode over its f″, or over the h of f″ = c h f′: f‴ = c (h′ + c h²) f′."""
     assert node.rule is not None and node.rule.derivatives is not None
     kept = {w.id: w.data for w in (*node.inputs(), *node.out) if w.data is not None}
     moves = {v.id: lambda t: torch.ones_like(t), node.out[0].id: lambda t: f1.expand_as(t)}
 
     def bend(*data: Tensor) -> Tensor:
-        second = _second(*node.rule.derivatives(_Moved(node, dict(zip(kept, data, strict=True)))))  # type: ignore
+        second = node.rule.derivatives(_Moved(node, dict(zip(kept, data, strict=True))))[1]  # type: ignore
+        second = second[1] if isinstance(second, tuple) else second
         return second if isinstance(second, Tensor) else data[0].new_full((), second)
 
-    return forward(bend, tuple(kept.values()), tuple(moves[k](t) for k, t in kept.items()))[1]
+    c, h = f2 if isinstance(f2, tuple) else (None, None)
+    if h is not None and h is node.out[0].data:  # tanh
+        moved = f1
+    else:
+        moved = forward(bend, tuple(kept.values()), tuple(moves[k](t) for k, t in kept.items()))[1]
+    return moved if h is None else torch.addcmul(moved, h, h, value=c).mul_(f1).mul_(c)
 
 
 def _tuple(x: Any) -> tuple[Tensor, ...]:
