@@ -29,7 +29,10 @@ from reprolib.lab.run import Run
 from reprolib.lab.store import Store, runs_folder
 from reprolib.lab.train import History, train
 
-PRIORITY = [("red/figure2", "paper"), ("compare/first-look", "paper")]  # in the order in which a GPU's time is best spent
+PRIORITY = [
+    ("red/figure2", "paper"),
+    ("compare/first-look", "paper"),
+]  # in the order in which a GPU's time is best spent
 FILES, SIZE = 8, 16 * 2**20
 MARGIN = 20.0  # seconds kept for the last checkpoint and for packing
 

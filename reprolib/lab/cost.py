@@ -16,12 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from reprolib.errors import SkippedStep
 from reprolib.lab.methods import further_data, method, take_step
 from reprolib.lab.run import Run
-from reprolib.optim import CurveBall, NewtonSummary
+from reprolib.optim import RED, CurveBall, NewtonSummary
 from reprolib.tasks.task import Problem
 
 # whose steps do not all cost the same: after how many of them the costs repeat
 PERIODS: dict[type, Callable[[dict[str, Any]], int]] = {
     NewtonSummary: lambda options: options["period"],
+    RED: lambda options: options["every"],
     CurveBall: lambda options: options["every"] * (options["test_every"] if options["auto_damping"] else 1),
 }
 Closure = Callable[[], Tensor]

@@ -38,6 +38,7 @@ COLOURS = {
     "prodigy": "#2843BC",
     "schedule-free": "#A1BCBC",
     "d-adaptation": "#795E79",
+    "step-tuned": "#6B7A00",
 }
 NEUTRAL = "#666666"
 WIDTH = 7.4  # inches: at this width one printed point is about one point of the page's text

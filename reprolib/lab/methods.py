@@ -15,7 +15,17 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 
 from reprolib.errors import InvalidInput, UnknownName
-from reprolib.optim import RED, Adler, CurveBall, NewtonCG, NewtonSummary, plateau_schedule, ran_schedule, red_schedule
+from reprolib.optim import (
+    RED,
+    Adler,
+    CurveBall,
+    NewtonCG,
+    NewtonSummary,
+    StepTunedSGD,
+    plateau_schedule,
+    ran_schedule,
+    red_schedule,
+)
 from reprolib.tasks.task import Problem
 
 # what a step reports: "loss" (with the L² term), "step" (the length that multiplies d), and the method's traces
@@ -112,6 +122,11 @@ def _adler(params: Iterable[Tensor], epochs: int, *, decay: float = 1.0, **optio
     return optimizer, ExponentialLR(optimizer, decay)
 
 
+def _step_tuned(params: Iterable[Tensor], epochs: int, *, decay: float = 1.0, **options: Any):
+    optimizer = StepTunedSGD(params, **options)
+    return optimizer, ExponentialLR(optimizer, decay)
+
+
 def _library(module: str, name: str, **fixed: Any) -> Make:
     """The optimizer ``name`` of a library, with the library's defaults for what is neither ``fixed`` nor given."""
 
@@ -161,6 +176,7 @@ _RED_OPTIONS = frozenset(
         "clamp",
         "factor",
         "absolute",
+        "every",
         "backend",
         "check_every",
     ]
@@ -216,6 +232,7 @@ _CURVEBALL_OPTIONS = _COMMON | {
     "backend",
     "check_every",
 }
+_STEP_TUNED_OPTIONS = _COMMON | {"nu", "beta", "bounds", "delta", "check_every"}
 _ADLER_OPTIONS = _COMMON | {"beta", "eps", "curvature", "average", "regularised", "backend", "check_every"}
 METHODS: dict[str, Method] = {
     m.name: m
@@ -244,6 +261,8 @@ METHODS: dict[str, Method] = {
             wants="full",
             traces=("iterations", "tries", "negative_curvature", "screened"),
         ),
+        # what RED's Figure 9 compares with
+        Method("step-tuned", "Step-Tuned SGD", _step_tuned, _STEP_TUNED_OPTIONS, traces=("gamma",)),
         # from libraries: an option that is not given has the library's default
         Method(
             "momentum",

@@ -14,8 +14,18 @@ from torch import Tensor
 from reprolib.curvature import LocalModel
 from reprolib.curvature.model import BACKENDS
 from reprolib.curvature.tree import Tensors
-from reprolib.errors import InvalidInput, UnknownName
-from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, chosen, free_to_look, open_model, refuse_negative
+from reprolib.errors import UnknownName
+from reprolib.optim.step import (
+    Closure,
+    LocalModelOptimizer,
+    Loss,
+    chosen,
+    free_to_look,
+    open_gradient,
+    open_model,
+    refuse_negative,
+    refuse_no_period,
+)
 
 # what λ is multiplied by after a test with γ > 3/2, and divided by after one with γ < ½: once 0.999 in the text, to the
 # power of the period of 5 steps in both official codes (E-cb-4)
@@ -74,9 +84,7 @@ class CurveBall(LocalModelOptimizer):
         if backend not in BACKENDS:
             raise UnknownName.among("backend", backend, BACKENDS)
         refuse_negative(lr=lr, momentum=momentum, damping=damping, weight_decay=weight_decay)
-        for name, period in (("test_every", test_every), ("every", every), ("check_every", check_every)):
-            if period < 1:
-                raise InvalidInput(f"{name} = {period}: give at least 1")
+        refuse_no_period(test_every=test_every, every=every, check_every=check_every)
         options = {
             "lr": 1.0 if lr is None else lr,
             "auto_lr": lr is None,
@@ -106,15 +114,13 @@ class CurveBall(LocalModelOptimizer):
         curved = count % every == 0
         test = curved and options["auto_damping"] and (count // every + 1) % options["test_every"] == 0
         check = self._checks()
-        model = open_model(
-            self,
-            closure,
-            loss,
-            curvature="ggn",
-            backend=options["backend"] if curved else "autodiff",  # a gradient alone needs no tape
-            engine={"retain": curved},
-            check=check,
-        )
+        if curved:
+            engine = {"retain": True}
+            model = open_model(
+                self, closure, loss, curvature="ggn", backend=options["backend"], engine=engine, check=check
+            )
+        else:
+            model = open_gradient(self, closure, loss, check=check)
         look = check or free_to_look(model.loss)
         params, decay = self._parameters()
         λ = options["damping"] * FACTORS[options["factor"]] ** shared["exponent"].double()

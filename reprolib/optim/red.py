@@ -5,6 +5,7 @@ Algorithms 1, 3 and 4 of the paper, with the factor of erratum E-red-1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from reprolib.curvature.model import CHOICES
 from reprolib.curvature.tree import inner
 from reprolib.errors import InvalidInput, NotDescent, UnknownName
-from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, chosen, free_to_look, open_model, refuse_negative
+from reprolib.optim.step import (
+    Closure,
+    LocalModelOptimizer,
+    Loss,
+    chosen,
+    free_to_look,
+    open_gradient,
+    open_model,
+    refuse_negative,
+    refuse_no_period,
+)
 
 # r = FACTORS[name] · ⟨d, g⟩ / (‖d‖² L). The regimes ℓ = ½ (1-D Newton) and ℓ = 1 (break-even) need 2; eq. (10) prints 1,
 # line 7 of Algorithm 1 prints ½ (E-red-1).
@@ -42,15 +53,20 @@ class RED(LocalModelOptimizer):
         clamp: (α, β, δ) of eq. (12): ℓ r is kept within [α, β] / k^δ at step k, which forces Robbins–Monro convergence.
         factor: ``"corrected"``, or the paper's ``"eq10"`` or ``"line7"``, to see what they do.
         absolute: ``"per-sample"``, mean of |dᵀH_s d|, as Algorithm 1; ``"batch"``, |mean|, for the ablation.
+        every: only each ``every``-th step measures the curvature, the first one included (ours: in the paper all do). Those
+            between cost one gradient and take the corrected moving average alone for L; it moves on with measurements, and
+            the k of its correction counts them.
         backend: of :func:`reprolib.curvature.expand`.
         engine: further options of it, as ``{"products": "shared", "memory": "recompute", "batch_norm": "by-index"}``.
         check_every: how often the ⟨g, d⟩ invariant is checked (the first step always is), and an undefined step reported;
             on a GPU nothing else waits for the device.
 
     After each step ``diagnostics`` has 0-d tensors: ``loss`` (mean of the per-sample losses), ``objective`` (with the L²
-    term), ``step`` (ℓr of the first group), ``rescaling`` r, ``curvature`` c, ``bound`` L, ``slope`` ⟨d, g⟩,
-    ``direction_norm``. ``skipped`` counts steps that changed nothing: a non-finite loss, gradient or curvature, or L = 0
-    (a locally linear loss, where r is undefined; λ > 0 prevents it). A vanishing gradient is a step of length zero.
+    term), ``step`` (ℓr of the first group), ``rescaling`` r, ``curvature`` c (NaN in a step that does not measure it),
+    ``bound`` L, ``slope`` ⟨d, g⟩, ``direction_norm``. ``skipped`` counts steps that changed nothing: a non-finite loss,
+    gradient or curvature, or L = 0 (a locally linear loss, where r is undefined; λ > 0 prevents it). A vanishing gradient is
+    a step of length zero. Until a first measurement has succeeded every step measures; one that is lost later, with a step
+    that is skipped, is not made up for.
 
     Source: Algorithms 1, 3, 4, eqs. (9)–(12); key ``gournay2022`` in references.bib.
     """
@@ -69,6 +85,7 @@ class RED(LocalModelOptimizer):
         *,
         factor: str = "corrected",
         absolute: str = "per-sample",
+        every: int = 1,
         backend: str = "tape",
         engine: dict[str, str] | None = None,
         check_every: int = 100,
@@ -83,6 +100,7 @@ class RED(LocalModelOptimizer):
             if not 0 <= beta < 1:
                 raise InvalidInput(f"{name} = {beta}: a decay lies in [0, 1)")
         refuse_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+        refuse_no_period(every=every, check_every=check_every)
         if clamp is not None and not (len(clamp) == 3 and 0 < clamp[0] <= clamp[1] and clamp[2] > 0):
             raise InvalidInput(f"clamp = {clamp}: give (α, β, δ) with 0 < α ≤ β and δ > 0, for convergence in (½, 1)")
         for name in engine or {}:
@@ -99,6 +117,7 @@ class RED(LocalModelOptimizer):
             "clamp": clamp,
             "factor": factor,
             "absolute": absolute,
+            "every": every,
             "backend": backend,
             "engine": engine or {},
             "check_every": check_every,
@@ -109,6 +128,7 @@ class RED(LocalModelOptimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("engine", {})
+            group.setdefault("every", 1)
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None, loss: Loss | None = None, *, summary=None, full=None) -> Tensor:  # type: ignore[override]
@@ -122,26 +142,34 @@ class RED(LocalModelOptimizer):
         shared, options = self._shared_state(), self.param_groups[0]
         beta1, beta3 = options["beta1"], options["beta3"]
         k = shared["step"] + 1  # on the device: only it knows which steps were sound
-        check = self._checks()
-        model = open_model(
-            self, closure, loss, curvature="hessian", backend=options["backend"], engine=options["engine"], check=check
-        )
-        look = check or free_to_look(k)
+        wait = shared.get("wait")  # steps until the next measurement; no number: none has succeeded yet
+        measures, check = not wait, self._checks()
+        if measures:
+            engine = options["engine"]
+            model = open_model(
+                self, closure, loss, curvature="hessian", backend=options["backend"], engine=engine, check=check
+            )
+        else:
+            model = open_gradient(self, closure, loss, check=check)
+        look = check or wait is None or free_to_look(k)
         params, decay = self._parameters()
 
         # Algorithm 3, line 4: g = mean of ∇J_s, where J_s = L_s + λ/2 ‖θ‖²
         g = [x.add(p, alpha=λ) for x, p, λ in zip(model.gradient, params, decay, strict=True)]
         # lines 5–10 (Algorithm 4 with β1 > 0): d = P⁻¹ m
         d, moments = self._direction(g, k)
-        # Algorithm 1, line 4: c = mean of |dᵀ∇²J_s d| / ‖d‖²
-        shift = sum(λ * torch.sum(x * x) for x, λ in zip(d, decay, strict=True))
-        per_sample = model.curvature(d) + shift
         norm2, slope = inner(d, d), inner(d, g)
-        c = (per_sample.abs().mean() if options["absolute"] == "per-sample" else per_sample.mean().abs()) / norm2
-        # line 5: moving average and its bias correction
-        average = beta3 * shared["curvature"] + (1 - beta3) * c
-        # line 6: the larger of the average and the present value
-        bound = torch.maximum(average / (1 - beta3**k), c)
+        c, average, n = torch.full_like(norm2, math.nan), shared["curvature"], shared["measurements"].double()
+        if measures:
+            # Algorithm 1, line 4: c = mean of |dᵀ∇²J_s d| / ‖d‖²
+            shift = sum(λ * torch.sum(x * x) for x, λ in zip(d, decay, strict=True))
+            per_sample = model.curvature(d) + shift
+            c = (per_sample.abs().mean() if options["absolute"] == "per-sample" else per_sample.mean().abs()) / norm2
+            # line 5: moving average and its bias correction
+            average, n = beta3 * average + (1 - beta3) * c, n + 1
+        bound = average / (1 - beta3**n)
+        # line 6: the larger of the average and the present value, if there is one
+        bound = torch.maximum(bound, c) if measures else bound
         # line 7
         r = rescaling(slope, norm2, bound, options["factor"], descent=beta1 == 0 and look)
 
@@ -159,6 +187,9 @@ class RED(LocalModelOptimizer):
         }
         finite = torch.isfinite(model.loss + norm2 + slope)
         moves = finite & torch.isfinite(torch.stack(lengths)).all()
+        # counted in steps that are skipped too: which ones measure is known without looking
+        if wait is not None or bool(moves):
+            shared["wait"] = (wait or options["every"]) - 1
         # ‖d‖ = 0 is a stationary point of this batch: nothing to do, nothing to learn about the curvature
         if not self._admit(moves | (finite & (norm2 == 0)), look, lambda: _undefined(model.loss, norm2, slope, bound)):
             return model.loss
@@ -166,7 +197,8 @@ class RED(LocalModelOptimizer):
         for p, moment in zip(params, moments, strict=True):
             state = self.state[p]
             state |= {name: chosen(sound, new, state.get(name, torch.zeros_like(p))) for name, new in moment.items()}
-        shared["step"], shared["curvature"] = chosen(sound, k, k - 1), chosen(sound, average, shared["curvature"])
+        for name, new in (("step", k), ("curvature", average), ("measurements", n)):
+            shared[name] = chosen(sound, new, shared[name])
         offset = 0
         for group, length in zip(self.param_groups, lengths, strict=True):
             for p in group["params"]:
@@ -209,6 +241,8 @@ class RED(LocalModelOptimizer):
             # float64: 1 − β^k loses half of float32's digits while k is small
             state["step"] = torch.zeros((), dtype=torch.float64, device=first.device)
         state["step"] = state["step"].to(first.device)  # load_state_dict leaves it where it was
+        if "measurements" not in state:  # new, or from when every step measured
+            state["measurements"] = state["step"].clone()
         return state
 
 

@@ -44,6 +44,13 @@ def open_model(
     return expand(closure, loss, params, curvature, backend, check=check, **engine)
 
 
+def open_gradient(
+    optimizer: torch.optim.Optimizer, closure: Closure | None, loss: Loss | None, *, check: bool
+) -> LocalModel:
+    """The same where nothing but the gradient will be asked for: an ordinary training step's, and it frees the pass."""
+    return open_model(optimizer, closure, loss, curvature="hessian", backend="autodiff", engine={}, check=check)
+
+
 class LocalModelOptimizer(torch.optim.Optimizer):
     """What the optimizers here share: groups, when to check, and steps that change nothing.
 
@@ -105,6 +112,13 @@ def refuse_negative(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value >= 0:
             raise InvalidInput(f"{name} = {value}: it cannot be negative")
+
+
+def refuse_no_period(**periods: float) -> None:
+    """Raise :class:`InvalidInput` for the first value that is no whole number of steps, at least one."""
+    for name, period in periods.items():
+        if not period >= 1 or period % 1:
+            raise InvalidInput(f"{name} = {period}: give at least 1, a whole number")
 
 
 def free_to_look(t: Tensor) -> bool:

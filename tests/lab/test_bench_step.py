@@ -16,7 +16,7 @@ from reprolib.lab.cli import bench as command
 from reprolib.lab.cost import count, gradients_per_step, per_step, period
 from reprolib.lab.record import published
 from reprolib.lab.run import Run
-from reprolib.optim import RED, Adler, CurveBall, NewtonCG, NewtonSummary
+from reprolib.optim import RED, Adler, CurveBall, NewtonCG, NewtonSummary, StepTunedSGD
 from reprolib.tasks import networks, task
 
 WIDTH, BATCH = 10, 6
@@ -52,6 +52,13 @@ def problem_of(optimizer, b: Bench):
             lambda p, **o: RED(p, engine={"products": "shared"}, **o),
             lambda n: 5 * n - 2 + PAID * (n - 1),
         ),
+        # three gradients, and what a curvature adds
+        (
+            "RED, every fourth",
+            lambda p, **o: RED(p, every=4, **o),
+            lambda n: (3 * (3 * n - 1) + 6 * n - 3 + PAID * (n - 1)) / 4,
+        ),
+        ("Step-Tuned SGD, 2", lambda p, **o: StepTunedSGD(p, lr=0.1, **o), lambda n: 2 * (3 * n - 1)),
         ("ADLER, 5/3", Adler, lambda n: 5 * n - 2),
         ("CurveBall, 7/3", lambda p, **o: CurveBall(p, auto_damping=False, **o), lambda n: 7 * n - 3),
         ("CurveBall, a forward pass more in 5 steps", CurveBall, lambda n: 7 * n - 3 + n / 5),
@@ -87,7 +94,7 @@ def test_products_of_a_period_with_a_summary(layers, options, third):
 def test_a_period_is_counted_where_nothing_moves():
     """A rate that would lead to infinity changes no product, and neither do the numbers."""
     b = Bench.of("mlp", "cpu").first(4)
-    for make in (NewtonSummary, CurveBall):
+    for make in (NewtonSummary, CurveBall, lambda p: RED(p, every=3)):
         counted = []
         for lr in (1.0, 1e30):
             optimizer = make(b.params)
@@ -104,7 +111,14 @@ def test_periods():
     assert period(CurveBall(p)) == 5
     assert period(CurveBall(p, every=3, test_every=2)) == 6
     assert period(CurveBall(p, every=3, auto_damping=False)) == 3
-    assert period(RED(p)) == period(NewtonCG(p)) == period(torch.optim.SGD(p, lr=0.1)) == 1
+    assert period(RED(p, every=4)) == 4
+    assert (
+        period(RED(p))
+        == period(StepTunedSGD(p, lr=0.1))
+        == period(NewtonCG(p))
+        == period(torch.optim.SGD(p, lr=0.1))
+        == 1
+    )
 
 
 def test_runs_are_told_apart_by_what_they_multiply():
@@ -118,6 +132,10 @@ def test_runs_are_told_apart_by_what_they_multiply():
     assert cost("summary") == cost("summary", cubic=2.0) >= cost("summary", cubic=0.0)
     assert cost("curveball", lr=0.1, momentum=0.9) == cost("curveball", lr=0.2, momentum=0.9) < cost("curveball")
     assert cost("sgd", lr=0.1) == 1
+    assert cost("step-tuned", lr=0.1) == 2
+    whole = cost("red-sgd")
+    for every in (1, 2, 5):
+        assert cost("red-rmsprop", every=every) == pytest.approx(1 + (whole - 1) / every, rel=1e-12)
 
 
 @pytest.mark.parametrize("layers", [2], indirect=True)

@@ -40,7 +40,8 @@ BY_HAND = {  # a method, its options, and the same as one would write it
 
 
 def run(name: str, **fields) -> Run:
-    options = {"sgd": {"lr": 0.1}, "rmsprop": {"lr": 0.01}}.get(name) or (BY_HAND[name][0] if name in BY_HAND else {})
+    tuned = {"sgd": {"lr": 0.1}, "rmsprop": {"lr": 0.01}, "step-tuned": {"lr": 0.1}}
+    options = tuned.get(name) or (BY_HAND[name][0] if name in BY_HAND else {})
     return Run.of(
         name, **{"task": "digits-classifier", "epochs": 4, "batch_size": 256, "seed": 0, "options": options} | fields
     )
@@ -96,7 +97,7 @@ def test_a_library_is_used_as_by_hand(name, capsys):
 
 
 def test_every_library_method_is_compared_with_one_by_hand():
-    ours = {"sgd", "rmsprop", "red-sgd", "red-rmsprop", "curveball", "adler", "summary", "csdd"}
+    ours = {"sgd", "rmsprop", "red-sgd", "red-rmsprop", "curveball", "adler", "summary", "csdd", "step-tuned"}
     assert set(METHODS) - ours == set(BY_HAND)
 
 
@@ -108,6 +109,25 @@ def test_every_method_lowers_the_loss(name):
         training.advance()
     with evaluating(training.optimizer):
         assert training.problem.evaluate()["loss"] < before
+
+
+def test_options_of_our_own_methods_reach_them():
+    p = [torch.nn.Parameter(torch.ones(2))]
+    for name in ("red-sgd", "red-rmsprop"):
+        assert method(name).build(p, 1, every=7)[0].param_groups[0]["every"] == 7
+    options = {
+        "lr": 0.3,
+        "weight_decay": 0.1,
+        "nu": 3.0,
+        "beta": 0.8,
+        "bounds": (0.2, 4.0),
+        "delta": 0.1,
+        "check_every": 9,
+    }
+    optimizer, scheduler = method("step-tuned").build(p, 1, decay=0.9, **options)
+    assert set(options) | {"decay"} == method("step-tuned").options
+    assert {name: optimizer.param_groups[0][name] for name in options} == options
+    assert scheduler.gamma == 0.9
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -31,7 +31,7 @@ def per_sample(x, y, net, d, λ):
     return torch.stack(out)
 
 
-@pytest.mark.claim("red-alg1", file="optim/red.py", old="average / (1 - beta3**k)", new="average")
+@pytest.mark.claim("red-alg1", file="optim/red.py", old="average / (1 - beta3**n)", new="average")
 def test_algorithm_1_line_by_line():
     """Per-sample |·|, bias correction (at k = 1 the average is c itself), max rule, corrected factor: three steps by hand."""
     net, batches = random_net()
@@ -387,7 +387,14 @@ def test_the_absolute_value_is_inside_the_batch_mean():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"preconditioner": "rmsprop"}, {"beta1": 0.9, "preconditioner": "rmsprop", "lr": 0.1}]
+    "options",
+    [
+        {},
+        {"preconditioner": "rmsprop"},
+        {"beta1": 0.9, "preconditioner": "rmsprop", "lr": 0.1},
+        {"every": 3},  # after five steps the next one but one measures
+        {"every": 4, "beta1": 0.9, "preconditioner": "rmsprop", "lr": 0.1},  # the fifth step has measured
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_state_dict_continues_bit_exactly(options, dtype):
@@ -485,6 +492,11 @@ def test_bad_use_has_one_clear_error():
         (lambda: RED(net.parameters(), lr=-1.0), InvalidInput, "lr = -1.0"),
         (lambda: RED(net.parameters(), beta3=1.0), InvalidInput, "beta3"),
         (lambda: RED(net.parameters(), clamp=(1.0, 0.1, 0.8)), InvalidInput, "clamp"),
+        (lambda: RED(net.parameters(), every=0), InvalidInput, "every = 0"),
+        (lambda: RED(net.parameters(), every=2.5), InvalidInput, "every = 2.5"),
+        (lambda: RED(net.parameters(), every=math.nan), InvalidInput, "every = nan"),
+        (lambda: RED(net.parameters(), check_every=0), InvalidInput, "check_every = 0"),
+        (lambda: RED([{"params": list(net.parameters()), "every": 2}]), InvalidInput, "every cannot differ"),
         (lambda: red_schedule(opt, 0), InvalidInput, "epochs"),
         (lambda: ran_schedule(opt, []), InvalidInput, "phases"),
     ]:
@@ -531,15 +543,17 @@ def test_unknown_engine_options_are_refused():
         RED([torch.zeros(2, requires_grad=True)], engine={"product": "shared"})
 
 
-@pytest.mark.parametrize("preconditioner", [None, "rmsprop"])
-def test_a_step_reads_no_number_where_that_would_wait(monkeypatch, preconditioner):
+@pytest.mark.parametrize("options", [{}, {"preconditioner": "rmsprop"}, {"every": 3}], ids=str)
+def test_a_step_reads_no_number_where_that_would_wait(monkeypatch, options):
     """As on a GPU: between checks no number is read, an undefined step still changes nothing and is counted."""
     monkeypatch.setattr(red, "free_to_look", lambda t: False)
     net, batches = random_net()
     looking = copy.deepcopy(net)
-    opts = [RED(n.parameters(), preconditioner=preconditioner) for n in (net, looking)]
+    opts = [RED(n.parameters(), **options) for n in (net, looking)]
     for i, (x, y) in enumerate(batches):
         broken = torch.full_like(x, float("nan")) if i == 2 else x
+        if i == 2 and "every" in options:  # the step that the other one does not take is counted
+            opts[1].state[next(looking.parameters())]["wait"] -= 1
         with NoLooking() if i else nullcontext():  # the first step checks
             opts[0].step(lambda: net(broken), lambda out: F.cross_entropy(out, y, reduction="none"))
         if i != 2:
@@ -547,3 +561,172 @@ def test_a_step_reads_no_number_where_that_would_wait(monkeypatch, preconditione
     assert opts[0].skipped == 1
     for a, b in zip(net.parameters(), looking.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+# ---- every: the curvature in some of the steps
+
+
+EVERY = [
+    {},
+    {"preconditioner": "rmsprop"},
+    {"beta1": 0.5, "preconditioner": "rmsprop", "lr": 0.3},
+    {"clamp": (0.05, 0.5, 0.7), "lr": 0.9},
+    {"absolute": "batch", "factor": "eq10"},
+]
+
+
+@pytest.mark.parametrize("options", EVERY, ids=str)
+@pytest.mark.parametrize("every", [2, 5])
+def test_between_measurements_the_average_stands_for_the_curvature(options, every):
+    """Steps 1, 1 + every, … measure, by hand; n measurements so far: L = average / (1 - β3^n), directions know all steps."""
+    net, batches = random_net()
+    params, λ, β2, β3 = list(net.parameters()), 1e-2, 0.9, 0.8
+    opt = RED(params, weight_decay=λ, beta2=β2, beta3=β3, every=every, **options)
+    ℓ, β1, rmsprop = options.get("lr", 1.0), options.get("beta1", 0.0), "preconditioner" in options
+    average, n = 0.0, 0
+    m = v = tuple(torch.zeros_like(p) for p in params)
+    for k, (x, y) in enumerate(batches, start=1):
+        before = [p.detach().clone() for p in params]
+        mean = F.cross_entropy(net(x), y) + λ / 2 * sum(p.square().sum() for p in params)
+        g = torch.autograd.grad(mean, params)
+        m = [β1 * a + (1 - β1) * b for a, b in zip(m, g, strict=True)]
+        v = [β2 * a + (1 - β2) * b * b for a, b in zip(v, g, strict=True)]
+        d = [a / (1 - β1**k) for a in m]
+        d = [a / ((b / (1 - β2**k)).sqrt() + 1e-8) for a, b in zip(d, v, strict=True)] if rmsprop else d
+        bound = 0.0
+        if (k - 1) % every == 0:
+            q = per_sample(x, y, net, d, λ)
+            c = (q.mean().abs() if "absolute" in options else q.abs().mean()) / inner(d, d)
+            average, n, bound = β3 * average + (1 - β3) * c, n + 1, c
+        bound = max(average / (1 - β3**n), bound)
+        r = (1 if "factor" in options else 2) * inner(d, g).abs() / (inner(d, d) * bound)
+        low, high, power = options.get("clamp", (0.0, math.inf, 1.0))
+        length = (ℓ * r).clamp(low / k**power, high / k**power)
+        train(net, [(x, y)], opt)
+        for p, b, a in zip(params, before, d, strict=True):
+            torch.testing.assert_close(p.detach(), b - length * a, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(opt.diagnostics["bound"], bound, **CLOSE)
+        assert opt.diagnostics["curvature"].isnan() == bool((k - 1) % every)
+
+
+def test_where_the_curvature_does_not_change_measuring_it_once_is_enough():
+    """½h‖θ‖²: c = h at every point, so L = h in all steps, ℓ = ½ is at the minimum after one and ℓ = 1 jumps across."""
+    for every in (1, 2, 100):
+        θ = leaf(3.0, -1.0)
+        opt = RED([θ], lr=1.0, weight_decay=0.0, every=every)
+        for k in range(1, 6):
+            opt.step(lambda θ=θ: (2.5 * θ.square().sum()).reshape(1))
+            assert opt.diagnostics["bound"] == pytest.approx(5.0, rel=1e-12)
+            torch.testing.assert_close(θ.detach(), (-1.0) ** k * leaf(3.0, -1.0).detach(), **CLOSE)
+        opt.param_groups[0]["lr"] = 0.5
+        opt.step(lambda θ=θ: (2.5 * θ.square().sum()).reshape(1))
+        torch.testing.assert_close(θ.detach(), torch.zeros_like(θ), **CLOSE)
+
+
+def test_every_one_is_the_default_bit_by_bit():
+    paths = []
+    for options in ({}, {"every": 1}):
+        net, batches = random_net()
+        paths.append(train(net, batches, RED(net.parameters(), preconditioner="rmsprop", **options)))
+    assert all(torch.equal(a, b) for a, b in zip(*paths, strict=True))
+
+
+def test_a_step_between_is_an_ordinary_pass():
+    """It runs the network once, where a measurement by autodiff runs it again."""
+    net, batches = random_net()
+    passes = []
+    net.register_forward_hook(lambda *_: passes.append(1))
+    opt = RED(net.parameters(), every=3, check_every=1, backend="autodiff")
+    counts = []
+    for batch in batches[:6]:
+        passes.clear()
+        train(net, [batch], opt)
+        counts.append(len(passes))
+    assert counts == [2, 1, 1, 2, 1, 1]
+
+
+def test_between_measurements_groups_have_their_own_rate_and_decay():
+    net, batches = random_net()
+    first, second = list(net[0].parameters()), list(net[2].parameters())
+    opt = RED(
+        [{"params": first, "lr": 0.0}, {"params": second, "weight_decay": 0.1}], lr=0.5, weight_decay=0.0, every=4
+    )
+    train(net, batches, opt, 1)
+    bound, held = opt.diagnostics["bound"], copy.deepcopy(first)
+    for x, y in batches[1:4]:
+        before = [p.detach().clone() for p in second]
+        loss = F.cross_entropy(net(x), y) + 0.05 * sum(p.square().sum() for p in second)
+        g = torch.autograd.grad(loss, first + second)
+        train(net, [(x, y)], opt)
+        assert all(torch.equal(a, b) for a, b in zip(held, first, strict=True))
+        for p, b, a in zip(second, before, g[2:], strict=True):
+            torch.testing.assert_close(p.detach(), b - 0.5 * 2 / bound * a, **CLOSE)  # r = 2/L, for d = g
+
+
+@pytest.mark.parametrize("options", [{"every": 3}, {"every": 2, "preconditioner": "rmsprop"}], ids=str)
+def test_between_measurements_too_a_batch_may_come_in_parts(options):
+    net, batches = random_net()
+    twin = copy.deepcopy(net)
+    whole, parts = (RED(n.parameters(), check_every=1, **options) for n in (net, twin))
+    for x, y in batches:
+        train(net, [(x, y)], whole)
+        pairs = [
+            (lambda x=x[i]: twin(x), lambda o, y=y[i]: F.cross_entropy(o, y, reduction="none"))
+            for i in (slice(3), slice(3, None))
+        ]
+        parts.step(pairs)
+        for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_measurement_that_is_lost_with_its_step():
+    """The first one is taken in the next step. A later one is not: L stays, and the step after waits for its turn."""
+    net, batches = random_net()
+    opt = RED(net.parameters(), every=3)
+    broken = [(torch.full_like(x, math.nan), y) for x, y in batches]
+    measured, bounds = [], []
+    for i, (sound, bad) in enumerate(zip(batches, broken, strict=True)):
+        lost = i in (0, 1, 5)
+        with pytest.warns(SkippedStep) if lost else nullcontext():
+            train(net, [bad if lost else sound], opt)
+        measured.append(not opt.diagnostics["curvature"].isnan())
+        bounds.append(float(opt.diagnostics["bound"]))
+    assert [i for i, m in enumerate(measured) if m] == [2, 8, 11]  # 0, 1 and 5 had no number to show
+    assert bounds[3] == bounds[4] == bounds[6] == bounds[7]
+    assert opt.skipped == 3
+
+
+def test_without_curvature_the_next_step_measures():
+    """A locally linear first batch: there is no L for the steps between."""
+    θ = leaf(2.0)
+    opt = RED([θ], weight_decay=0.0, every=10, lr=0.5)
+    with pytest.warns(SkippedStep, match="undefined"):
+        opt.step(lambda: 3 * θ)
+    opt.step(lambda: θ.square())
+    assert opt.diagnostics["curvature"] == 2
+    assert θ.item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_checkpoint_of_steps_that_all_measured_can_be_continued():
+    """Its state had neither the number of measurements nor the wait for the next one, its options no ``every``."""
+    net, batches = random_net()
+    opt = RED(net.parameters())
+    train(net, batches, opt, 5)
+    state, weights = copy.deepcopy(opt.state_dict()), copy.deepcopy(net.state_dict())
+    del state["param_groups"][0]["every"], state["state"][0]["measurements"], state["state"][0]["wait"]
+    through = train(net, batches[5:], opt)
+    net.load_state_dict(weights)
+    resumed = RED(net.parameters())
+    resumed.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(through, train(net, batches[5:], resumed), strict=True))
+
+
+def test_on_a_network_with_effects_every_step_has_them_once():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 3)).double()
+    x = torch.randn(64, 4, dtype=torch.float64)
+    y = x[:, :3].argmax(1)
+    opt = RED(net.parameters(), check_every=1, every=4)
+    losses = [float(opt.step(lambda: net(x), lambda o: F.cross_entropy(o, y, reduction="none"))) for _ in range(30)]
+    assert net[1].num_batches_tracked == 30
+    assert losses[-1] < 0.5 * losses[0]
