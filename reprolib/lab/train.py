@@ -202,7 +202,8 @@ class Log:
     ) -> None:
         """An epoch: what its steps reported, its time and its cost; ``evaluate`` is called if it went well."""
         done, losses = self.epoch * self.per_epoch, values["loss"]
-        self.first += losses[: FIRST - len(self.first)]
+        if self.epoch == 0:  # later ones depend on the schedule, too
+            self.first = losses[:FIRST]
         for i, (loss, step) in enumerate(zip(losses, values["step"], strict=True), start=1):
             self.loss.add(loss)
             self.step.add(step)
