@@ -54,7 +54,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(
-        (Column("digits-classifier", 5, 2, few=500), Column("digits-convnet-with-batch-norm", 5, 2, few=500)),
+        (Column("digits-classifier", 3, 2, few=300), Column("digits-convnet", 3, 2, few=300)),
         grid=(0.01, 0.1, 1.0),
         held_out=144,
     ),
