@@ -171,7 +171,7 @@ def _slope(x: torch.Tensor, y: torch.Tensor) -> float:
 
 @pytest.mark.claim("adler-arg2", file="optim/adler.py", old="η = norm2 / (κ + ", new="η = 1e-3 * norm2 / (κ + ")
 def test_argument_2_at_interpolation_the_dropped_term_vanishes_for_squared_error_only():
-    """Dropped over kept along g: → 0 for MSE; for cross-entropy ∂ℓ and ∂²ℓ vanish alike, and it does not (E-adl-4)."""
+    """Dropped over kept along g: → 0 for MSE; for cross-entropy ∂ℓ and ∂²ℓ vanish alike, and it hardly falls (E-adl-4)."""
     ratios, kept = {}, {}
     for kind in ("squared error", "cross-entropy"):
         torch.manual_seed(0)
