@@ -14,7 +14,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from reprolib.optim import Adler, CurveBall
+from reprolib.optim import RED, Adler, CurveBall, NewtonCG, NewtonSummary, StepTunedSGD
 
 STEPS, BATCH = 6, 9
 OPTIMIZERS = {
@@ -24,6 +24,11 @@ OPTIMIZERS = {
     "adler": lambda p: Adler(p, weight_decay=1e-2, check_every=3),
     "adler, fisher": lambda p: Adler(p, curvature="fisher", weight_decay=1e-2, lr=0.2),
     "adler, gauss-newton": lambda p: Adler(p, curvature="gauss-newton", lr=0.01),
+    "red, every third": lambda p: RED(p, every=3, weight_decay=1e-2, check_every=3),
+    "step-tuned": lambda p: StepTunedSGD(p, lr=0.2),
+    "summary": lambda p: NewtonSummary(p, period=2, weight_decay=1e-2, damping=0.3),
+    "newton-cg": lambda p: NewtonCG(p, weight_decay=1e-2),
+    "newton-cg, stale": lambda p: NewtonCG(p, weight_decay=1e-2, global_every=3, curvature="ggn"),
 }
 SIZES = [[4], [2, 3]]  # of each rank's micro-batches
 
@@ -34,14 +39,22 @@ def trajectory(name: str, rank: int, world: int) -> list[list[float]]:
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     opt = OPTIMIZERS[name](net.parameters())
     path = []
-    for _ in range(STEPS):
-        x, y = torch.randn(BATCH, 4).double(), torch.randint(0, 3, (BATCH,))
+
+    def share(x, y):
+        """This rank's pairs of the samples."""
         sizes = [n for share in SIZES for n in share] if world > 1 else [BATCH]
         first = sum(len(share) for share in SIZES[:rank])
         own = slice(first, first + len(SIZES[rank])) if world > 1 else slice(0, 1)
         parts = list(zip(x.split(sizes), y.split(sizes), strict=True))[own]
-        pairs = [(lambda x=x: net(x), lambda o, y=y: F.cross_entropy(o, y, reduction="none")) for x, y in parts]
-        loss = opt.step(pairs)
+        return [(lambda x=x: net(x), lambda o, y=y: F.cross_entropy(o, y, reduction="none")) for x, y in parts]
+
+    def samples():
+        return torch.randn(BATCH, 4).double(), torch.randint(0, 3, (BATCH,))
+
+    more = {"summary": "summary", "newton-cg": "full", "newton-cg, stale": "full"}.get(name)
+    further = {more: share(*samples())} if more else {}
+    for _ in range(STEPS):
+        loss = opt.step(share(*samples()), **further)
         path.append([float(loss), *torch.cat([p.detach().flatten() for p in net.parameters()]).tolist()])
     return path
 

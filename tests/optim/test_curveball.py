@@ -816,7 +816,7 @@ def test_micro_batches_are_the_whole_batch():
 
 
 def test_two_processes_follow_one(tmp_path):
-    """Real ones, on gloo: CurveBall and Adler, each with its options."""
+    """Real ones, on gloo: every optimizer here, some with options."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(several_ranks.__file__)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
@@ -827,8 +827,10 @@ def test_two_processes_follow_one(tmp_path):
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]  # bit for bit
     for name in several_ranks.OPTIMIZERS:
-        alone = torch.tensor(several_ranks.trajectory(name, 0, 1))
-        torch.testing.assert_close(torch.tensor(ranks[0][name]), alone, rtol=1e-9, atol=1e-11, msg=name)
+        alone, both = (
+            torch.tensor(path, dtype=torch.float64) for path in (several_ranks.trajectory(name, 0, 1), ranks[0][name])
+        )
+        torch.testing.assert_close(both, alone, rtol=1e-9, atol=1e-11, msg=name)
 
 
 def test_bad_use_has_one_clear_error():
