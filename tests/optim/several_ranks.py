@@ -28,7 +28,7 @@ OPTIMIZERS = {
     "step-tuned": lambda p: StepTunedSGD(p, lr=0.2),
     "summary": lambda p: NewtonSummary(p, period=2, weight_decay=1e-2, damping=0.3),
     "newton-cg": lambda p: NewtonCG(p, weight_decay=1e-2),
-    "newton-cg, stale": lambda p: NewtonCG(p, weight_decay=1e-2, global_every=3, curvature="ggn"),
+    "newton-cg, stale": lambda p: NewtonCG(p, weight_decay=1e-2, global_every=3, max_iter=4),
 }
 SIZES = [[4], [2, 3]]  # of each rank's micro-batches
 
