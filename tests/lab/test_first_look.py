@@ -166,7 +166,7 @@ def test_the_plan_has_everything_once_and_few_images_where_a_step_sees_all():
     assert len(histories[TRIAL]) == tasks * len(size.grid)
     assert len({run.key for run in asked}) == len(asked)
     for run in asked:
-        assert run.train_size == (300 if run.method == "csdd" else None)
+        assert run.train_size == (512 if run.method == "csdd" else None)
         assert (run.held_out > 0) == (run.seed not in size.seeds)  # the test set is not looked at in tuning
         if run.method in FIVE:
             assert run.options == ()

@@ -54,7 +54,10 @@ class Size:
 
 SIZES = {
     "smoke": Size(
-        (Column("digits-classifier", 3, 2, few=300), Column("digits-convnet", 3, 2, few=300)),
+        (
+            Column("digits-classifier", 3, 2, few=512, batch_size=256),
+            Column("digits-convnet", 3, 2, few=512, batch_size=256),
+        ),
         grid=(0.01, 0.1, 1.0),
         held_out=144,
     ),
