@@ -225,7 +225,7 @@ def moved(c, eta: Tensor) -> Tensor:
 @pytest.mark.claim(
     "summary-def",
     file="curvature/blocks.py",
-    old="self._cross(v, ids, adjoint * bend * dx)",
+    old="self._cross(v, ids, riesz)",
     new="self._cross(v, ids, 0 * dx)",
 )
 @pytest.mark.parametrize("network", ["mlp", "conv"])
