@@ -254,7 +254,7 @@ def test_the_taylor_terms_are_the_summary_tensors_contracted_with_ones():
     torch.testing.assert_close(one.third[0], third, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.claim("summary-appA", file="curvature/blocks.py", old="3 * factor * pair", new="factor * pair")
+@pytest.mark.claim("summary-appA", file="curvature/blocks.py", old="3 * factor * torch", new="factor * torch")
 def test_each_order_is_the_derivative_of_the_one_before():
     """Appendix A: the term of order n + 1 is the derivative, along u, of the term of order n."""
     c = case("mlp")
