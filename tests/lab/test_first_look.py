@@ -87,13 +87,14 @@ def test_each_method_gets_what_it_wants():
 
 
 def test_the_summary_is_of_the_other_batch():
-    run = Run.of("summary", task="digits-classifier", seed=0, epochs=1, batch_size=32, train_size=64, dtype="float64")
+    fields = {"epochs": 1, "batch_size": 32, "train_size": 64, "dtype": "float64"}
+    run = Run.of("summary", task="digits-classifier", seed=0, options={"period": 1}, **fields)
     training = Training(run)
     training.advance()
     p = task(run.task).build(0, batch_size=32, train_size=64, dtype=torch.float64)
-    optimizer, _ = method("summary").build(p.net.parameters(), 1)
+    optimizer, _ = method("summary").build(p.net.parameters(), 1, period=1)
     for number, (x, y) in enumerate(p.batches.epoch(0)):
-        optimizer.step(*p.pair(x, y), summary=p.sample(320, number))
+        optimizer.step(*p.pair(x, y), summary=p.sample(32, number))
     for a, b in zip(p.net.parameters(), training.problem.net.parameters(), strict=True):
         assert torch.equal(a, b)
     own, _ = method("summary").build(task(run.task).build(0, batch_size=32).net.parameters(), 1)
