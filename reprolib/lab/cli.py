@@ -225,32 +225,47 @@ def _progress(line: str) -> None:
     click.echo(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, err=True, nl=not sys.stderr.isatty())
 
 
+def _network_by_network(
+    names: Sequence[str],
+    measure: Callable[..., list[dict[str, Any]]],
+    line: Callable[[dict[str, Any]], str],
+    save: Callable[[list[dict[str, Any]], float], None],
+    *,
+    device: str,
+    threads: int,
+    rounds: int,
+) -> None:
+    """Measure one after the other and show each row; ``save`` gets all so far, and the minutes, after each network."""
+    import torch
+
+    torch.set_num_threads(threads)
+    start, rows = time.process_time(), []
+    for name in names:
+        for row in measure(name, device=device, rounds=rounds, say=_progress):
+            rows.append(row)
+            click.echo(f"{name:9} {line(row)}")
+        save(rows, (time.process_time() - start) / 60)  # what is there is not lost if somebody stops it
+
+
 @bench.command("curvature")
 @click.option("--network", "names", multiple=True, help="lenet, mlp, vgg11, vgg11-bn, resnet18, vit; default all")
 @_measuring
 def curvature(names: tuple[str, ...], device: str, threads: int, rounds: int, write: Path | None) -> None:
     """Time and peak memory of curvature, in gradients of the same network and batch."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which counts the memory, announces itself
-    import torch
-
     from reprolib.lab.bench import NETWORKS, Costs, measure
 
-    torch.set_num_threads(threads)
-    start, rows = time.process_time(), []
-    for name in names or NETWORKS:
-        for row in measure(name, device=device, rounds=rounds, say=_progress):
-            rows.append(row)
-            click.echo(
-                f"{name:9} {row['quantity']:27} {row['library']:20} "
-                + (
-                    row.get("note")
-                    or (
-                        f"time {row['time']:6.2f} (±{row['spread'] / 2:.2f})  memory {row['memory']:6.2f}  error {row['error']:.0e}"
-                    )
-                )
-            )
-        if write:  # after each network: what is there is not lost if somebody stops it
-            Costs.of(rows, device, rounds, (time.process_time() - start) / 60).save(write)
+    def line(row: dict[str, Any]) -> str:
+        numbers = row.get("note") or (
+            f"time {row['time']:6.2f} (±{row['spread'] / 2:.2f})  memory {row['memory']:6.2f}  error {row['error']:.0e}"
+        )
+        return f"{row['quantity']:27} {row['library']:20} {numbers}"
+
+    def save(rows: list[dict[str, Any]], minutes: float) -> None:
+        if write:
+            Costs.of(rows, device, rounds, minutes).save(write)
+
+    _network_by_network(names or tuple(NETWORKS), measure, line, save, device=device, threads=threads, rounds=rounds)
 
 
 @bench.command("step")
@@ -259,24 +274,22 @@ def curvature(names: tuple[str, ...], device: str, threads: int, rounds: int, wr
 def step(names: tuple[str, ...], device: str, threads: int, rounds: int, write: Path | None) -> None:
     """Time and peak memory of whole optimizer steps, in gradients of the same network and batch."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which counts the memory, announces itself
-    import torch
-
     from reprolib.lab.bench_step import PARTS, SELECTION, costs, goal, measure
 
-    torch.set_num_threads(threads)
-    start, rows = time.process_time(), []
-    for name in names or SELECTION:
-        for row in measure(name, device=device, rounds=rounds, say=_progress):
-            rows.append(row)
-            limit = goal(row["method"], name)
-            click.echo(
-                f"{name:9} {row['method']:10} time {row['time']:6.2f} (±{row['spread'] / 2:.2f})  "
-                + (f"goal ≤ {limit:<4g}  " if limit else " " * 13)
-                + f"products {row['products']:6.2f}  memory {row['memory']:6.2f}"
-                + "".join(f"  {part} {row[f'share_{part}']:.0%}" for part in PARTS if f"share_{part}" in row)
-            )
-        if write:  # after each network: what is there is not lost if somebody stops it
-            costs(rows, device, rounds, (time.process_time() - start) / 60).save(write)
+    def line(row: dict[str, Any]) -> str:
+        limit = goal(row["method"], row["network"])
+        return (
+            f"{row['method']:10} time {row['time']:6.2f} (±{row['spread'] / 2:.2f})  "
+            + (f"goal ≤ {limit:<4g}  " if limit else " " * 13)
+            + f"products {row['products']:6.2f}  memory {row['memory']:6.2f}"
+            + "".join(f"  {part} {row[f'share_{part}']:.0%}" for part in PARTS if f"share_{part}" in row)
+        )
+
+    def save(rows: list[dict[str, Any]], minutes: float) -> None:
+        if write:
+            costs(rows, device, rounds, minutes).save(write)
+
+    _network_by_network(names or SELECTION, measure, line, save, device=device, threads=threads, rounds=rounds)
 
 
 @bench.command("train")
