@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from reprolib.errors import InvalidInput
-from reprolib.lab.methods import method
+from reprolib.lab.methods import DESCENT, method
 from reprolib.lab.provenance import environment
 from reprolib.lab.run import Run
 from reprolib.lab.train import History, Training, clock
@@ -67,6 +67,8 @@ def obstacle(run: Run) -> str | None:
     """Why ``run`` cannot be trained with others, if so."""
     if not method(run.method).separable:
         return f"the step of {run.method} is not the learning rate times a function of each weight's own gradients"
+    if task(run.task).memory:
+        return f"the network of {run.task} has a memory: each member would need its own"
     with torch.device("meta"):  # its structure is enough
         net = task(run.task).network()
     found = {type(m).__name__ for m in net.modules() if isinstance(m, _NormBase | _DropoutNd)}
@@ -108,11 +110,12 @@ class Ensemble:
     def advance(self) -> None:
         """Train one epoch, then evaluate each member."""
         start = clock(self.device)
-        losses = torch.stack([self.step(x, y) for x, y in self.batches(self.epoch)], 1).tolist()
+        steps = zip(*(self.step(x, y) for x, y in self.batches(self.epoch)), strict=True)
+        losses, downhill = (torch.stack(part, 1).tolist() for part in steps)
         seconds = (clock(self.device) - start) / len(self.members)
-        for member, row, lr in zip(self.members, losses, self.lr.tolist(), strict=True):
+        for member, row, descents, lr in zip(self.members, losses, downhill, self.lr.tolist(), strict=True):
             if not member.over:
-                _record(member, row, lr, seconds)
+                _record(member, row, descents, lr, seconds)
             member.optimizer.param_groups[0]["lr"] *= member.scheduler.gamma  # type: ignore[attr-defined]
         self.lr = self._of_each("lr")
         self.epoch += 1
@@ -126,8 +129,11 @@ class Ensemble:
             xs, ys = zip(*pairs, strict=True)
             yield torch.stack(xs), torch.stack(ys)
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """One step of every member; their losses (M,) before it, the L² term included. Nothing waits for the device."""
+    def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of every member: their losses (M,) before it, the L² term included, and whether it went downhill (M,).
+
+        Nothing waits for the device.
+        """
         decoupled = self.members[0].method.decoupled
         gradients, losses = self.gradient(self.params, x, y)
         if self.decays and not decoupled:
@@ -138,15 +144,17 @@ class Ensemble:
             if self.decays and not decoupled:
                 update.grad = update.grad + _along(self.weight_decay, p) * p
         self.optimizer.step()
+        slopes: Any = sum(torch.sum((u.grad * u).flatten(1), 1) for u in self.updates)  # type: ignore[operator, misc]
         for p, update in zip(self.params.values(), self.updates, strict=True):
             if self.decays and decoupled:
                 update -= _along(self.weight_decay, p) * p
             p.addcmul_(_along(self.lr, p), update)
-        return losses
+        return losses, (slopes <= 0).to(losses)
 
     def _loss(self, params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         """The mean loss of one member."""
-        return self.problem.losses(functional_call(self.problem.net, params, (x,)), x, y).mean()
+        outputs = functional_call(self.problem.net, params, (self.problem.inputs(x),))
+        return self.problem.losses(outputs, x, y, self.problem.task.smoothing).mean()
 
     def _of_each(self, option: str) -> Tensor:
         """An option of each member (M,), from its optimizer, which knows the default."""
@@ -182,11 +190,11 @@ def _share_data(member: Training, first: Training) -> None:
     member.problem = replace(member.problem, batches=batches, held_out=first.problem.held_out)
 
 
-def _record(member: Training, losses: list[float], lr: float, seconds: float) -> None:
+def _record(member: Training, losses: list[float], descents: list[float], lr: float, seconds: float) -> None:
     """An epoch in a member's log, as `Training.advance` puts it there."""
     until = next((i for i, loss in enumerate(losses, start=1) if not math.isfinite(loss)), len(losses))
     wall = lambda: time.perf_counter() - member.began  # noqa: E731
-    values = {"loss": losses[:until], "step": [lr] * until}
+    values = {"loss": losses[:until], "step": [lr] * until, DESCENT: descents[:until]}
     member.log.add(values, seconds, member.price.of(until, {}), wall, member.problem.evaluate)
 
 

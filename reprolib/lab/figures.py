@@ -39,6 +39,7 @@ COLOURS = {
     "schedule-free": "#A1BCBC",
     "d-adaptation": "#795E79",
     "step-tuned": "#6B7A00",
+    "robbins-monro": "#B07D9E",
 }
 NEUTRAL = "#666666"
 WIDTH = 7.4  # inches: at this width one printed point is about one point of the page's text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler
 
 from reprolib.errors import InvalidInput, UnknownName
 from reprolib.optim import (
@@ -28,7 +28,8 @@ from reprolib.optim import (
 )
 from reprolib.tasks.task import Problem
 
-# what a step reports: "loss" (with the L² term), "step" (the length that multiplies d), and the method's traces
+RAN = (1.0, 0.5, 2.0)  # the phases of RAn: exploration, convergence, hyperexploration
+# what a step reports: "loss" (with the L² term), "step" (the length that multiplies d), the method's traces and means
 Step = dict[str, Tensor]
 Make = Callable[..., tuple[torch.optim.Optimizer, LRScheduler]]  # (params, epochs, **options)
 
@@ -49,6 +50,7 @@ class Method:
     separable: bool = False  # a weight moves by lr times a function of its own past gradients, see `ensemble`
     wants: str = ""  # further data: "summary", a batch of its own for the summary; "full", all training data
     traces: tuple[str, ...] = ()  # diagnostics that a history keeps beside loss and step
+    means: tuple[str, ...] = ()  # those of which it keeps the mean over each epoch
 
     def build(self, params: Iterable[Tensor], epochs: int, **options: Any) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """The optimizer, which `take_step` knows as one of this method, and its schedule by epochs.
@@ -86,15 +88,46 @@ def _rmsprop(
     return optimizer, ExponentialLR(optimizer, decay)
 
 
-def _red(params: Iterable[Tensor], epochs: int, *, schedule: str = "red", **options: Any):
-    optimizer = RED(params, **options)
+def _robbins_monro(params: Iterable[Tensor], epochs: int, *, lr: float, alpha: float = 0.6, weight_decay: float = 1e-7):
+    """SGD with τ_k = τ0 k^(−α): what RED's figure 9 compares with; its α is not stated, only ½ < α < 1."""
+    if not 0.5 < alpha < 1:
+        raise InvalidInput(f"alpha = {alpha}: ½ < α < 1, for convergence")
+    optimizer = torch.optim.SGD(params, lr=lr, weight_decay=weight_decay)
+    group = optimizer.param_groups[0]
+    group |= {"first": lr, "taken": 0}
+
+    def decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["taken"] += 1
+            group["lr"] = group["first"] * (group["taken"] + 1) ** -alpha
+
+    optimizer.register_step_post_hook(decay)
+    return optimizer, ExponentialLR(optimizer, 1.0)
+
+
+def _red(
+    params: Iterable[Tensor],
+    epochs: int,
+    *,
+    schedule: str = "red",
+    cycle: Sequence[int] | None = None,
+    batch_norm: str | None = None,
+    **options: Any,
+):
+    engine = {} if batch_norm is None else {"batch_norm": batch_norm}
+    optimizer = RED(params, engine=engine, **options)
+    if cycle is not None and schedule != "ran":
+        raise InvalidInput("a cycle is of the schedule 'ran'")
     if schedule == "red":
         return optimizer, red_schedule(optimizer, epochs)
     if schedule == "ran":
-        return optimizer, ran_schedule(optimizer)
+        phases = () if cycle is None else (list(zip(cycle, RAN, strict=True)),)
+        return optimizer, ran_schedule(optimizer, *phases)
+    if schedule == "cosine":
+        return optimizer, CosineAnnealingLR(optimizer, epochs)
     if schedule == "constant":
         return optimizer, ExponentialLR(optimizer, 1.0)
-    raise UnknownName.among("schedule", schedule, ("red", "ran", "constant"))
+    raise UnknownName.among("schedule", schedule, ("red", "ran", "cosine", "constant"))
 
 
 def _summary(params: Iterable[Tensor], epochs: int, *, schedule: str = "plateau", **options: Any):
@@ -162,11 +195,15 @@ def _schedule_free(params: Iterable[Tensor], epochs: int, **options: Any):
     return optimizer, scheduler
 
 
+L2 = "l2"  # the L² term of the loss
+DESCENT = "descent"  # whether a step went downhill on its batch: the mean over an epoch is RED's eq. (26)
 _COMMON = frozenset({"lr", "decay", "weight_decay"})
 _ADAM = _COMMON | {"beta1", "beta2", "eps"}
 _RED_OPTIONS = frozenset(
     [
         "schedule",
+        "cycle",
+        "batch_norm",
         "lr",
         "beta1",
         "beta2",
@@ -239,8 +276,14 @@ METHODS: dict[str, Method] = {
     for m in (
         Method("sgd", "SGD, tuned", _sgd, _COMMON, separable=True),
         Method("rmsprop", "RMSProp, tuned", _rmsprop, _COMMON | {"beta2"}, separable=True),
-        Method("red-sgd", "RED-SGD", _red, _RED_OPTIONS),
-        Method("red-rmsprop", "RED-RMSProp", lambda p, n, **o: _red(p, n, preconditioner="rmsprop", **o), _RED_OPTIONS),
+        Method("red-sgd", "RED-SGD", _red, _RED_OPTIONS, means=(DESCENT, L2)),
+        Method(
+            "red-rmsprop",
+            "RED-RMSProp",
+            lambda p, n, **o: _red(p, n, preconditioner="rmsprop", **o),
+            _RED_OPTIONS,
+            means=(DESCENT, L2),
+        ),
         Method("curveball", "CurveBall", _curveball, _CURVEBALL_OPTIONS, traces=("momentum", "damping", "ratio")),
         Method("adler", "ADLER", _adler, _ADLER_OPTIONS),
         Method(
@@ -263,6 +306,7 @@ METHODS: dict[str, Method] = {
         ),
         # what RED's Figure 9 compares with
         Method("step-tuned", "Step-Tuned SGD", _step_tuned, _STEP_TUNED_OPTIONS, traces=("gamma",)),
+        Method("robbins-monro", "SGD, Robbins–Monro", _robbins_monro, frozenset({"lr", "alpha", "weight_decay"})),
         # from libraries: an option that is not given has the library's default
         Method(
             "momentum",
@@ -270,8 +314,9 @@ METHODS: dict[str, Method] = {
             _library("torch.optim", "SGD", momentum=0.9),
             _COMMON | {"momentum", "nesterov"},
             separable=True,
+            means=(DESCENT,),
         ),
-        Method("adam", "Adam", _library("torch.optim", "Adam"), _ADAM, separable=True),
+        Method("adam", "Adam", _library("torch.optim", "Adam"), _ADAM, separable=True, means=(DESCENT,)),
         Method("adamw", "AdamW", _library("torch.optim", "AdamW"), _ADAM, decoupled=True, separable=True),
         Method("adagrad", "AdaGrad", _library("torch.optim", "Adagrad"), _COMMON | {"eps"}, separable=True),
         Method(
@@ -358,7 +403,12 @@ def take_step(
         optimizer.step(closure, loss, **further)  # type: ignore[call-overload]
         seen = optimizer.diagnostics
         nan = seen["loss"].new_tensor(torch.nan)  # of what a step that was skipped does not know
-        return {"loss": seen["objective"], "step": seen["step"]} | {name: seen.get(name, nan) for name in kind.traces}
+        report = {"loss": seen["objective"], "step": seen["step"]} | {name: seen.get(name, nan) for name in kind.traces}
+        if DESCENT in kind.means:
+            report[DESCENT] = (seen["slope"] >= 0).to(nan)
+        if L2 in kind.means:
+            report[L2] = seen["objective"] - seen["loss"]
+        return report
     group = optimizer.param_groups[0]
     length = group["lr"] * group.get("d", 1.0)  # d: what a method without a learning rate puts in its place
     with torch.no_grad():
@@ -378,14 +428,18 @@ def take_step(
             mean.backward()
         return mean.detach()
 
+    before = [p.clone() for p in group["params"]] if DESCENT in kind.means else []
     if kind.closure:
         mean: Tensor = optimizer.step(gradient)  # type: ignore[arg-type, assignment]
     else:
         mean = gradient()
         optimizer.step()
+    report = {"loss": mean + l2, "step": torch.as_tensor(length, dtype=mean.dtype)}
+    if before:
+        report[DESCENT] = _downhill(group["params"], before, group["weight_decay"]).to(mean.dtype)
     if kind.second:
         optimizer.zero_grad(set_to_none=True)  # a gradient with a graph and its parameter keep each other alive
-    return {"loss": mean + l2, "step": torch.as_tensor(length, dtype=mean.dtype)}
+    return report
 
 
 @contextmanager
@@ -404,6 +458,16 @@ def evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 def _kind(optimizer: torch.optim.Optimizer) -> Method:
     """The method that built it; others are treated as plain SGD is."""
     return getattr(optimizer, "method", METHODS["sgd"])
+
+
+@torch.no_grad()
+def _downhill(params: list[Tensor], before: list[Tensor], weight_decay: float) -> Tensor:
+    """Whether ⟨∇J, Δθ⟩ ≤ 0, with the gradient of the loss in ``grad``: the sign in eq. (26), whatever the optimizer."""
+    slopes = (
+        torch.sum((p.grad + weight_decay * old) * (p - old))  # type: ignore[operator]
+        for p, old in zip(params, before, strict=True)
+    )
+    return sum(slopes) <= 0  # type: ignore[return-value]
 
 
 def _l2(group: dict[str, Any]) -> Tensor | float:

@@ -30,6 +30,8 @@ class Run:
     held_out: int = 0  # training samples kept for validation: then the test set is not looked at
     stop_after: int | None = None  # epochs really run of the ``epochs`` that the schedule is made for
     dtype: str = "float32"
+    test_size: int | None = None  # evaluate on the first so many test samples only
+    keeps_end: bool = field(default=False, compare=False)  # its last weights are kept; does not change what it is
     versions: tuple[int, int] = field(init=False)  # of the task and of the method
 
     def __post_init__(self) -> None:
@@ -42,7 +44,11 @@ class Run:
     @property
     def specification(self) -> dict[str, Any]:
         """The run as plain JSON data."""
-        return asdict(self) | {"options": dict(self.options), "versions": list(self.versions)}
+        plain = asdict(self)
+        del plain["keeps_end"]
+        if self.test_size is None:  # it came later: the keys of earlier runs stay what they are
+            del plain["test_size"]
+        return plain | {"options": dict(self.options), "versions": list(self.versions)}
 
     @property
     def key(self) -> str:

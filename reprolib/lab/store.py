@@ -10,12 +10,14 @@ import json
 import os
 from dataclasses import fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pandas as pd
+import torch
 from filelock import FileLock
 
-from reprolib.lab.files import write
+from reprolib.lab.files import replaced, write
 from reprolib.lab.run import Run
 from reprolib.lab.train import History
 
@@ -34,19 +36,23 @@ class Store:
         self.folder = folder
 
     def read(self, run: Run) -> History | None:
-        """The history of ``run``, if it is here, whole, and of this specification."""
+        """The history of ``run``, if it is here, whole, and of this specification (with its end, if it keeps that)."""
         try:
             content = json.loads(self._history(run).read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT or content.pop("specification") != as_json(run.specification):
                 return None
-            return History(run, pd.DataFrame(content.pop("table")), **content)
-        except (OSError, ValueError, KeyError, TypeError):
+            end = torch.load(self.end(run), map_location="cpu", weights_only=True) if run.keeps_end else None
+            return History(run, pd.DataFrame(content.pop("table")), **content, end=end)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, UnpicklingError):
             return None  # not there, or not ours: train it again
 
     def write(self, history: History) -> None:
         """Keep a history; the run's checkpoint has served."""
         content: dict[str, Any] = {"format": FORMAT, "specification": history.run.specification}
-        content |= {f.name: getattr(history, f.name) for f in fields(history) if f.name not in ("run", "table")}
+        content |= {f.name: getattr(history, f.name) for f in fields(history) if f.name not in ("run", "table", "end")}
+        if history.end is not None:
+            with replaced(self.end(history.run)) as partial:
+                torch.save(history.end, partial)
         write(self._history(history.run), json.dumps(content | {"table": history.table.to_dict("list")}))
         self.checkpoint(history.run).unlink(missing_ok=True)
         self.progress(history.run).unlink(missing_ok=True)
@@ -54,6 +60,10 @@ class Store:
     def checkpoint(self, run: Run) -> Path:
         """Where the checkpoint of ``run`` is."""
         return self.folder / f"{run.key}.pt"
+
+    def end(self, run: Run) -> Path:
+        """Where the last weights of ``run`` are, if it keeps them."""
+        return self.folder / f"{run.key}.end"
 
     def progress(self, run: Run) -> Path:
         """Where its trainer says how far it is."""

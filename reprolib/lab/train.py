@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
+from statistics import fmean, pstdev
 from typing import Any
 
 import pandas as pd
@@ -26,7 +27,19 @@ from reprolib.tasks import task
 SMOOTHING = 0.99  # of the loss and step curves, per iteration, as in RED's figures
 POINTS = 100  # rows that a history keeps
 FIRST = 5  # unsmoothed losses that it keeps: enough to notice a change of behaviour
-COLUMNS = ["epoch", "iteration", "loss", "step", "gradients", "seconds", "wall", "test_loss", "test_accuracy"]
+COLUMNS = [
+    "epoch",
+    "iteration",
+    "loss",
+    "step",
+    "gradients",
+    "seconds",
+    "wall",
+    "epoch_loss",
+    "epoch_std",
+    "test_loss",
+    "test_accuracy",
+]
 
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 FAILURES = (ReprolibError, torch.OutOfMemoryError, torch.linalg.LinAlgError)  # the run's own; all others are ours
@@ -39,8 +52,10 @@ class History:
     ``table`` has one row per logged iteration: ``epoch`` (fractions), ``iteration``, ``loss`` and ``step`` (bias-corrected
     exponential averages over iterations, the L² term included), ``gradients`` (matrix products so far, in gradients of a
     batch), ``seconds`` (process CPU time, or device time, of training alone; both spread evenly within an epoch), ``wall``
-    (seconds since the start, evaluation and loading included), at epoch ends ``test_loss`` and ``test_accuracy`` (of
-    the validation split if the run holds one out), and the method's own traces, as they were in that iteration.
+    (seconds since the start, evaluation and loading included), at epoch ends ``epoch_loss`` and ``epoch_std`` (mean and
+    standard deviation of the epoch's losses, not smoothed), ``test_loss`` and ``test_accuracy`` (of the validation split if
+    the run holds one out), the method's own traces, as they were in that iteration, and at epoch
+    ends its means over the epoch. ``end`` has the last weights (on the CPU) of a run that ``keeps_end``.
     """
 
     run: Run
@@ -50,6 +65,7 @@ class History:
     reason: str = ""  # why it failed
     skipped: int = 0  # steps that changed nothing
     environment: dict[str, Any] = field(default_factory=dict)
+    end: dict[str, Any] | None = None
 
     @property
     def diverged(self) -> bool:
@@ -84,6 +100,7 @@ class Training:
             dtype=getattr(torch, run.dtype),
             train_size=run.train_size,
             held_out=run.held_out,
+            test_size=run.test_size,
             download=download,
         )
         torch.manual_seed(run.seed)  # for networks that draw random numbers (dropout)
@@ -92,7 +109,7 @@ class Training:
             list(self.problem.net.parameters()), run.epochs, **dict(run.options)
         )
         self.epochs, self.per_epoch = run.stop_after or run.epochs, len(self.problem.batches)
-        self.log = Log(self.per_epoch, self.epochs, self.method.traces)
+        self.log = Log(self.per_epoch, self.epochs, self.method.traces, self.method.means)
         self.price = price(run, self.problem)
 
     @property
@@ -134,7 +151,10 @@ class Training:
     def history(self) -> History:
         """What has been recorded so far."""
         skipped = int(getattr(self.optimizer, "skipped", 0))
-        return History(self.run, self.log.table, self.log.first, self.log.status, "", skipped)
+        end = (
+            {name: value.cpu() for name, value in self.problem.net.state_dict().items()} if self.run.keeps_end else None
+        )
+        return History(self.run, self.log.table, self.log.first, self.log.status, "", skipped, end=end)
 
     def _evaluate(self) -> dict[str, float]:
         with evaluating(self.optimizer):
@@ -184,8 +204,8 @@ class Training:
 class Log:
     """The rows of a history, made from what an epoch brings: every so many iterations, and at its end."""
 
-    def __init__(self, per_epoch: int, epochs: int, traces: Sequence[str] = ()):
-        self.per_epoch, self.traces = per_epoch, list(traces)
+    def __init__(self, per_epoch: int, epochs: int, traces: Sequence[str] = (), means: Sequence[str] = ()):
+        self.per_epoch, self.traces, self.means = per_epoch, list(traces), list(means)
         self.every = max(1, per_epoch * epochs // POINTS)
         self.epoch, self.seconds, self.gradients, self.status = 0, 0.0, 0.0, FINISHED
         self.loss, self.step = _Average(SMOOTHING), _Average(SMOOTHING)
@@ -216,6 +236,9 @@ class Log:
                 row |= {"gradients": self.gradients + gradients * i / len(losses)}
                 row |= {"seconds": self.seconds + seconds * i / len(losses), "wall": wall()}
                 row |= {name: values[name][i - 1] for name in self.traces}
+                if last:
+                    row |= {"epoch_loss": fmean(losses), "epoch_std": pstdev(losses)}
+                    row |= {name: fmean(values[name]) for name in self.means}
                 if last and self.status == FINISHED:
                     row |= {f"test_{k}": v for k, v in evaluate().items()}
                     row["wall"] = wall()
@@ -229,7 +252,7 @@ class Log:
     @property
     def table(self) -> pd.DataFrame:
         """The rows as :class:`History` has them."""
-        return pd.DataFrame(self.rows).reindex(columns=COLUMNS + self.traces)
+        return pd.DataFrame(self.rows).reindex(columns=COLUMNS + self.traces + self.means)
 
     def state(self, wall: float) -> dict[str, Any]:
         """All of it as plain data, with the seconds since the start."""

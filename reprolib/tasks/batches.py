@@ -39,8 +39,12 @@ class Batches:
             (seed, epoch, number of the batch) alone.
         drop_last: leave out a last batch that is smaller than ``size``.
         shuffle: a new order in every epoch; False: the order of x.
+        views: x holds so many views of each image, one whole set of images after the other; an epoch has n / views samples.
+            With ``repeats`` = 1 the first view is used.
+        repeats: repeated augmentation: so many samples of a batch, which are one after the other, come from one image, each
+            a random view of it; an epoch then has n / (views · repeats) of the images.
 
-    ``len(batches)`` is the number of iterations per epoch: ⌈n / B⌉, with ``drop_last`` ⌊n / B⌋.
+    ``len(batches)`` is the number of iterations per epoch: ⌈n / B⌉, with ``drop_last`` ⌊n / B⌋, n counted without views.
 
     Raises:
         InvalidInput: no samples, as many x as y do not exist, a size below 1, or no batch left by ``drop_last``.
@@ -60,6 +64,8 @@ class Batches:
         augment: Augment | None = None,
         drop_last: bool = False,
         shuffle: bool = True,
+        views: int = 1,
+        repeats: int = 1,
     ) -> None:
         if x.dim() == 0 or y.dim() == 0 or len(x) != len(y):
             raise InvalidInput(
@@ -71,21 +77,31 @@ class Batches:
             raise InvalidInput(f"x is on {x.device} and y on {y.device}: move them to one device")
         _check_integer("the batch size", size, 1)
         _check_integer("the seed", seed)
-        if drop_last and len(x) < size:
-            raise InvalidInput(f"drop_last leaves no batch: {len(x)} samples, batches of {size}")
+        _check_integer("views", views, 1)
+        _check_integer("repeats", repeats, 1)
+        if len(x) % views:
+            raise InvalidInput(f"{len(x)} samples are not {views} views of each of some images")
+        if drop_last and len(x) // views < size:
+            raise InvalidInput(f"drop_last leaves no batch: {len(x) // views} samples, batches of {size}")
         self.x, self.y, self.size, self.seed = x, y, size, seed
         self.augment, self.drop_last, self.shuffle = augment, drop_last, shuffle
+        self.views, self.repeats = views, repeats
 
     def __len__(self) -> int:
-        n, size = len(self.x), self.size
+        n, size = len(self.x) // self.views, self.size
         return n // size if self.drop_last else -(-n // size)
 
     def order(self, epoch: int) -> Tensor:
         """The indices of the samples in the order of that epoch, int64 ``(n,)`` on the CPU."""
         _check_integer("the epoch", epoch, 0)
+        n = len(self.x) // self.views
         if not self.shuffle:
-            return torch.arange(len(self.x))
-        return torch.randperm(len(self.x), generator=stream(self.seed, epoch, "order"))
+            return torch.arange(n)
+        order = torch.randperm(n, generator=stream(self.seed, epoch, "order"))
+        if self.repeats == 1:
+            return order
+        images = order.repeat_interleave(self.repeats)[:n]
+        return images + n * torch.randint(self.views, (n,), generator=stream(self.seed, epoch, "views"))
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The (x, y) batches of epoch 0, 1, 2, ...; ask in any order, as often as you like."""

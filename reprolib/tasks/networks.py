@@ -80,14 +80,21 @@ def convnet(
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * pixels**2, classes))
 
 
-def vgg11(classes: int = 10, width: float = 1.0, *, batch_norm: bool = False) -> nn.Module:
-    """VGG11 for 32×32 images (Simonyan & Zisserman, 2015) with softplus(β = 5), max pooling and one affine layer on top.
+VGG = {  # channels of each convolution; 0: pool
+    11: (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0),
+    19: (64, 64, 0, 128, 128, 0, *(256,) * 4, 0, *(512,) * 4, 0, *(512,) * 4, 0),
+}
 
-    ``width`` scales the channels; the paper of RED states neither head nor batch-norm.
+
+def vgg(depth: int, classes: int = 10, width: float = 1.0, *, batch_norm: bool = False) -> nn.Module:
+    """VGG for 32×32 images (Simonyan & Zisserman, 2015) with softplus(β = 5), max pooling and one affine layer on top.
+
+    ``width`` scales the channels; the paper of RED states neither head nor batch-norm. Without the latter, VGG19 does not
+    leave its start.
     """
     layers: list[nn.Module] = []
     channels = 3
-    for wide in (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0):  # 0: pool
+    for wide in VGG[depth]:
         if wide == 0:
             layers.append(nn.MaxPool2d(2))
             continue
@@ -95,6 +102,16 @@ def vgg11(classes: int = 10, width: float = 1.0, *, batch_norm: bool = False) ->
         layers += [nn.Conv2d(channels, out, 3, padding=1)] + [nn.BatchNorm2d(out)] * batch_norm + [nn.Softplus(beta=5)]
         channels = out
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, classes))
+
+
+def vgg11(classes: int = 10, width: float = 1.0, *, batch_norm: bool = False) -> nn.Module:
+    """VGG11, see :func:`vgg`."""
+    return vgg(11, classes, width, batch_norm=batch_norm)
+
+
+def vgg19(classes: int = 100, width: float = 1.0, *, batch_norm: bool = True) -> nn.Module:
+    """VGG19, see :func:`vgg`."""
+    return vgg(19, classes, width, batch_norm=batch_norm)
 
 
 class ResidualBlock(nn.Module):
@@ -118,14 +135,22 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
+def resnet(blocks: Sequence[int], classes: int = 10, width: int = 64, channels: int = 3) -> nn.Module:
+    """A residual network for small images (He et al., 2016): 3×3 stem, no first pooling, batch-norm, ReLU.
+
+    ``blocks`` has the factor on ``width`` of each residual block; where it grows the image is halved.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    before = 1
+    for factor in blocks:
+        layers.append(ResidualBlock(before * width, factor * width, 1 if factor == before else 2))
+        before = factor
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before * width, classes))
+
+
 def resnet18(classes: int = 10, width: int = 64) -> nn.Module:
-    """ResNet-18 for 32×32 images (He et al., 2016): 3×3 stem, no first pooling, batch-norm, ReLU."""
-    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    channels = width
-    for factor, stride in ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1), (8, 2), (8, 1)):
-        layers.append(ResidualBlock(channels, factor * width, stride))
-        channels = factor * width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    """ResNet-18 for 32×32 images, see :func:`resnet`."""
+    return resnet((1, 1, 2, 2, 4, 4, 8, 8), classes, width)
 
 
 class TransformerBlock(nn.Module):
@@ -150,17 +175,26 @@ class TransformerBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A small vision transformer for 32×32 images (Dosovitskiy et al., 2021): patches, position, blocks, mean over tokens."""
+    """A small vision transformer for small images (Dosovitskiy et al., 2021): patches, position, blocks, mean over tokens."""
 
-    def __init__(self, classes: int = 10, width: int = 192, heads: int = 3, depth: int = 6, patch: int = 4):
+    def __init__(
+        self,
+        classes: int = 10,
+        width: int = 192,
+        heads: int = 3,
+        depth: int = 6,
+        patch: int = 4,
+        pixels: int = 32,
+        channels: int = 3,
+    ):
         super().__init__()
-        self.patches = nn.Conv2d(3, width, patch, patch)
-        self.position = nn.Parameter(torch.zeros(1, (32 // patch) ** 2, width))
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.position = nn.Parameter(torch.zeros(1, (pixels // patch) ** 2, width))
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, 32, 32) -> (B, classes)."""
+        """(B, channels, pixels, pixels) -> (B, classes)."""
         x = self.patches(x).flatten(2).transpose(1, 2) + self.position
         return self.head(self.norm(self.blocks(x)).mean(1))
 

@@ -15,7 +15,7 @@ import torch
 from reprolib.errors import DataError, InvalidInput, RecordError, UnknownName, UnsupportedOperation
 from reprolib.lab import History, Record, Run, execute, train
 from reprolib.lab import methods as methods_module
-from reprolib.lab.experiments import conduct, follow, outstanding, red_figure2, together
+from reprolib.lab.experiments import conduct, follow, outstanding, red_figure2, red_protocol, together
 from reprolib.lab.methods import METHODS, take_step
 from reprolib.lab.record import differences, published, run_of
 from reprolib.lab.replay import differences as not_replayed
@@ -222,13 +222,13 @@ def test_published_records_belong_to_this_code():
 
 
 def test_the_protocol_of_the_first_experiment():
-    columns, _ = red_figure2.SIZES["paper"]
+    columns = [red_protocol.COLUMNS["paper"][name] for name in red_figure2.COLUMNS]
     assert [c.decay(0.97) for c in columns] == [0.97, 0.97]
-    desk = red_figure2.SIZES["desk"][0][0]
+    desk = red_protocol.COLUMNS["desk"]["mnist"]
     assert desk.decay(0.97) ** desk.epochs == pytest.approx(0.97**200)
-    assert len(red_figure2.STEPS) == 14
-    assert min(red_figure2.STEPS) == pytest.approx(1e-5)
-    assert max(red_figure2.STEPS) == pytest.approx(50)
+    assert len(red_protocol.STEPS) == 14
+    assert min(red_protocol.STEPS) == pytest.approx(1e-5)
+    assert max(red_protocol.STEPS) == pytest.approx(50)
     asked = []
 
     def fake(runs):  # the loss of a run is its distance from lr = 0.5 and no decay; larger steps than 5 diverge

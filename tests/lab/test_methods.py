@@ -40,7 +40,7 @@ BY_HAND = {  # a method, its options, and the same as one would write it
 
 
 def run(name: str, **fields) -> Run:
-    tuned = {"sgd": {"lr": 0.1}, "rmsprop": {"lr": 0.01}, "step-tuned": {"lr": 0.1}}
+    tuned = {"sgd": {"lr": 0.1}, "rmsprop": {"lr": 0.01}, "step-tuned": {"lr": 0.1}, "robbins-monro": {"lr": 0.5}}
     options = tuned.get(name) or (BY_HAND[name][0] if name in BY_HAND else {})
     return Run.of(
         name, **{"task": "digits-classifier", "epochs": 4, "batch_size": 256, "seed": 0, "options": options} | fields
@@ -98,6 +98,7 @@ def test_a_library_is_used_as_by_hand(name, capsys):
 
 def test_every_library_method_is_compared_with_one_by_hand():
     ours = {"sgd", "rmsprop", "red-sgd", "red-rmsprop", "curveball", "adler", "summary", "csdd", "step-tuned"}
+    ours |= {"robbins-monro"}
     assert set(METHODS) - ours == set(BY_HAND)
 
 

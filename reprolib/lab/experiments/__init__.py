@@ -22,6 +22,16 @@ Execute = Callable[[Sequence[Run]], list[History]]
 
 EXPERIMENTS = {
     "red/figure2": "reprolib.lab.experiments.red_figure2",
+    "red/cifar10": "reprolib.lab.experiments.red_cifar10",
+    "red/averaging": "reprolib.lab.experiments.red_averaging",
+    "red/annealing": "reprolib.lab.experiments.red_annealing",
+    "red/batches": "reprolib.lab.experiments.red_batches",
+    "red/momentum": "reprolib.lab.experiments.red_momentum",
+    "red/regularisation": "reprolib.lab.experiments.red_regularisation",
+    "red/comparison": "reprolib.lab.experiments.red_comparison",
+    "red/cifar100": "reprolib.lab.experiments.red_cifar100",
+    "red/hyperconvergence": "reprolib.lab.experiments.red_hyperconvergence",
+    "red/beyond": "reprolib.lab.experiments.red_beyond",
     "compare/first-look": "reprolib.lab.experiments.first_look",
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from reprolib.lab import tuning
 from reprolib.lab.experiments import Plan, together
-from reprolib.lab.experiments.red_figure2 import STEPS
+from reprolib.lab.experiments.red_protocol import STEPS
 from reprolib.lab.record import DEFAULT, REPORTED, TRIAL, Record
 from reprolib.lab.run import Run
 

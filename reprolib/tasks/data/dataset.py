@@ -42,6 +42,7 @@ class Dataset:
         test: the published test part; empty (n = 0) for LIBSVM sets that come as a single file.
         classes: number of classes.
         scale: what a raw value is divided by to lie in [0, 1]: 255 for images, 16 for digits, 1 for LIBSVM sets.
+        images: where the training part holds several views of each image, how many images there are; else 0.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Dataset:
     test: Split
     classes: int
     scale: float
+    images: int = 0
 
 
 def load(name: str, *, folder: str | os.PathLike | None = None, download: bool = True) -> Dataset:
