@@ -96,15 +96,16 @@ class Column:
 _CLASSIFIER: dict[str, Any] = {"decays": (0.97, 0.98, 0.99, 1.0), "paper_epochs": 200}
 _LONG: dict[str, Any] = {"decays": (0.99, 0.995, 1.0), "paper_epochs": 500}
 _SMALL: dict[str, Any] = _LONG | {"decays": (0.99, 1.0), "held_out": 144}
+_FEW = {"steps": (0.01, 0.1, 1.0)}
 _COARSE = STEPS[::2]  # powers of ten
 _DESK: dict[str, Any] = _LONG | {"held_out": 500, "train_size": 5000, "test_size": 2000, "steps": _COARSE}
 COLUMNS: dict[str, dict[str, Column]] = {
     "smoke": {
         "mnist": Column("digits-classifier", 5, 256, held_out=144, **(_CLASSIFIER | {"decays": (0.98, 1.0)})),
         "autoencoder": Column("digits-autoencoder", 5, 256, **_SMALL),
-        "cifar10": Column("digits-convnet", 8, 256, steps=_COARSE, ends=True, **_SMALL),
-        "cifar100": Column("digits-convnet-with-batch-norm", 8, 256, steps=_COARSE, ends=True, **_SMALL),
-        "short autoencoder": Column("digits-autoencoder", 5, 256, **(_SMALL | {"steps": _COARSE})),
+        "cifar10": Column("digits-convnet", 8, 256, ends=True, **(_SMALL | _FEW)),
+        "cifar100": Column("digits-convnet-with-batch-norm", 8, 256, ends=True, **(_SMALL | _FEW)),
+        "short autoencoder": Column("digits-autoencoder", 5, 256, **(_SMALL | _FEW)),
     },
     "desk": {
         "mnist": Column("mnist-classifier", 20, 256, held_out=6000, **_CLASSIFIER),

@@ -1,0 +1,44 @@
+"""What a chapter shows of an experiment: its best record, and the one that is computed while the page is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from reprolib.lab import report
+from reprolib.lab.execute import execute
+from reprolib.lab.experiments import conduct
+from reprolib.lab.record import Record
+from reprolib.lab.store import runs_folder
+
+
+@dataclass(frozen=True)
+class Shown:
+    """``live`` was conducted now, at the scale of the page; ``best`` is the record of the largest scale that has one."""
+
+    live: Record
+    best: Record
+
+    def origin(self, chapter: str) -> None:
+        """Display where both are from, and the command that makes ``chapter`` at their scales again."""
+        from IPython.display import Markdown, display
+
+        again = f"make book SCALE={self.best.scale} ONLY={chapter}"
+        display(Markdown(f"*Shown, `{self.best.name}`:* " + report.origin(self.best, again)))
+        if self.live.scale != self.best.scale:
+            now = report.origin(self.live, "make book")
+            display(Markdown(f"*Computed again while this page was built, `{self.live.name}`:* " + now))
+
+
+def show(name: str, scale: str) -> Shown:
+    """Conduct experiment ``name`` at ``scale``, above smoke with what is kept of earlier runs, and load the best record.
+
+    What is conducted above smoke scale becomes a record. The paper's scale runs on a GPU, where there is one.
+    """
+    device = "cuda" if torch.cuda.is_available() and scale == "paper" else "cpu"
+    live = conduct(name, scale, partial(execute, device=device, keep=None if scale == "smoke" else runs_folder()))
+    if scale != "smoke":
+        live.save()
+    return Shown(live, Record.load(name))
