@@ -96,7 +96,7 @@ class Column:
 _CLASSIFIER: dict[str, Any] = {"decays": (0.97, 0.98, 0.99, 1.0), "paper_epochs": 200}
 _LONG: dict[str, Any] = {"decays": (0.99, 0.995, 1.0), "paper_epochs": 500}
 _SMALL: dict[str, Any] = _LONG | {"decays": (0.99, 1.0), "held_out": 144}
-_FEW = {"steps": (0.01, 0.1, 1.0)}
+_FEW = {"steps": (0.1, 1.0)}
 _COARSE = STEPS[::2]  # powers of ten
 _DESK: dict[str, Any] = _LONG | {"held_out": 500, "train_size": 5000, "test_size": 2000, "steps": _COARSE}
 COLUMNS: dict[str, dict[str, Column]] = {
