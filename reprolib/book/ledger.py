@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from reprolib.book.layout import Layout
 from reprolib.errors import InvalidInput
 from reprolib.lab.claims import FINDINGS, HOLDS, OPEN, PAPERS, Claim, claims, status
-from reprolib.lab.experiments import verdicts_of
+from reprolib.lab.experiments import module, verdicts_of
 from reprolib.lab.record import SCALES, Record, published
 from reprolib.lab.verdict import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, PARTLY, REPRODUCED
 from reprolib.tasks import task
@@ -98,13 +98,14 @@ class Links:
         self._errata = errata
 
     def evidence(self, c: Claim, entry: str) -> str:
-        """A test's name leads to its file, an experiment to the chapter of the same name; a reason is text."""
+        """A test's name leads to its file, an experiment to the chapter that shows it; a reason is text."""
         if c.kind == "test":
             file, _, name = entry.partition("::")
             words = name.removeprefix("test_").replace("_", " ")  # a name with underscores does not wrap
             return f"[test: {words}]({self._files}/{file})"
         if c.kind == "record":
-            return f"[{entry}](/notebooks/{entry})" if entry in self._chapters else f"`{entry}`"
+            chapter = module(entry).CHAPTER
+            return f"[{entry}](/notebooks/{chapter})" if chapter in self._chapters else f"`{entry}`"
         return self.text(entry)
 
     def text(self, plain: str) -> str:

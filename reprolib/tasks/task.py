@@ -44,10 +44,10 @@ class Task:
         >>> task("mnist-classifier").title, task("digits-autoencoder").title
         ('MNIST classifier', 'digits autoencoder')
         """
-        data, _, kind = self.name.partition("-")
+        title = self.name.replace("-", " ")
         for short, long in TITLES.items():
-            data, kind = data.replace(short, long), kind.replace(short, long)
-        return f"{data} {kind.replace('-', ' ')}"
+            title = title.replace(short, long)
+        return title
 
     def build(
         self,
@@ -203,7 +203,15 @@ LOSSES = {
     "input": "squared error against the input itself, mean over the pixels",
     "tokens": "cross-entropy of each next token in nats, mean over the sample; accuracy",
 }
-TITLES = {"mnist": "MNIST", "cifar": "CIFAR-", "vgg": "VGG", "resnet": "ResNet-", "vit": "ViT", "gpt": "GPT"}
+TITLES = {
+    "mnist": "MNIST",
+    "cifar": "CIFAR-",
+    "vgg": "VGG",
+    "resnet18": "ResNet-18",
+    "resnet": "ResNet",
+    "vit": "ViT",
+    "gpt": "GPT",
+}
 
 _CROP_AND_FLIP = compose(random_crop(4), horizontal_flip())  # RED's table 3; it states no padding
 _AND_TURN = compose(_CROP_AND_FLIP, rotation(15.0))

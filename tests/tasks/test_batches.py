@@ -113,6 +113,25 @@ def test_drop_last():
     assert len(Batches(X, Y, 23, seed=0, drop_last=True)) == 1
 
 
+def test_repeated_augmentation_draws_views_of_few_images():
+    """Each image of a batch comes ``repeats`` times, as random views; the number of batches stays what it is."""
+    n, views = 12, 3
+    number = torch.arange(n * views)  # view v of image i is i + 12 v
+    plain = Batches(number, number % n, 4, seed=0, views=views)
+    assert len(plain) == 3
+    assert sorted(int(i) for x, _ in plain.epoch(0) for i in x) == list(range(n))  # the first view of each
+    repeated = Batches(number, number % n, 4, seed=0, views=views, repeats=2)
+    assert len(repeated) == 3
+    seen = []
+    for epoch in range(20):
+        for x, y in repeated.epoch(epoch):
+            assert torch.equal(x % n, y)
+            assert (y[0], y[2]) == (y[1], y[3]) and y[0] != y[2]
+            seen += [int(i) for i in x]
+    assert set(seen) == set(range(n * views))
+    assert [x.tolist() for x, _ in repeated.epoch(5)] == [x.tolist() for x, _ in repeated.epoch(5)]
+
+
 def test_without_shuffle_the_order_is_kept():
     assert [y.tolist() for _, y in Batches(Y, Y, 10, seed=0, shuffle=False).epoch(6)] == [
         list(range(10)),
@@ -132,6 +151,8 @@ def test_without_shuffle_the_order_is_kept():
         ({"y": Y[:-1]}, r"the same number of samples, not shapes \(23, 3, 9, 7\) and \(22,\)"),
         ({"y": torch.tensor(1)}, "the same number of samples"),
         ({"y": Y.to("meta")}, "x is on cpu and y on meta"),
+        ({"views": 2}, "23 samples are not 2 views"),
+        ({"repeats": 0}, "repeats is an integer >= 1, not 0"),
         ({"size": 24, "drop_last": True}, "drop_last leaves no batch: 23 samples, batches of 24"),
     ],
 )

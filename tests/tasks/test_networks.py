@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from reprolib.tasks import networks, task
+from reprolib.lab import Run
+from reprolib.tasks import TASKS, networks, task
 
 
 def sizes(net: nn.Module) -> list[tuple[int, int]]:
@@ -63,3 +64,72 @@ def test_losses_are_per_sample():
         assert losses.shape == (32,)
         if name == "digits-autoencoder":
             torch.testing.assert_close(losses, (problem.net(x) - x.flatten(1)).square().mean(1))
+
+
+def test_vgg_has_as_many_layers_as_its_name_says():
+    for depth, build in ((11, networks.vgg11), (19, networks.vgg19)):
+        net = build(7, width=1 / 16)
+        layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert len(layers) == depth - 2  # one affine layer on top instead of three
+        assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+        assert not any(isinstance(m, nn.ReLU) for m in net.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in networks.vgg11(width=1 / 16).modules())
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in networks.vgg19(width=1 / 16).modules()) == 16
+    assert (
+        sum(p.numel() for p in networks.vgg11().parameters()) == 9_225_610
+    )  # its published convolutions, and the head
+
+
+def test_resnet18_is_the_published_one():
+    net = networks.resnet18()
+    assert sum(p.numel() for p in net.parameters()) == 11_173_962  # with a 3×3 stem and ten classes
+    shapes = [
+        m(torch.zeros(1, c, s, s)).shape[1:] for m, c, s in ((net[3], 64, 32), (net[5], 64, 32), (net[10], 512, 4))
+    ]
+    assert shapes == [(64, 32, 32), (128, 16, 16), (512, 4, 4)]
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name.startswith(("digits", "prose"))])
+def test_every_small_task_gives_one_loss_per_sample_that_is_its_mean(name):
+    p = task(name).build(0, batch_size=16)
+    x, y = next(iter(p.batches.epoch(0)))
+    closure, loss = p.pair(x, y)
+    assert loss(closure()).shape == (16,)
+    found = p.evaluate(chunk=100)
+    assert found == pytest.approx(p.evaluate(chunk=7), rel=1e-5)
+    with torch.no_grad():
+        outputs = p.net.eval()(p.inputs(p.held_out[0]))
+    assert found["loss"] == pytest.approx(float(p.losses(outputs, *p.held_out).mean()), rel=1e-5)
+
+
+def test_titles():
+    assert task("cifar10-small-vgg11").title == "CIFAR-10 small VGG11"
+    assert task("cifar100-vgg19-with-memory").title == "CIFAR-100 VGG19 with memory"
+    assert task("cifar10-resnet18").title == "CIFAR-10 ResNet-18"
+    assert task("cifar10-vit").title == "CIFAR-10 ViT"
+
+
+def test_label_smoothing_is_for_training_only():
+    p = task("digits-features-linear-with-tricks").build(0, batch_size=8, dtype=torch.float64)
+    x, y = next(iter(p.batches.epoch(0)))
+    closure, loss = p.pair(x, y)
+    q = torch.log_softmax(closure(), 1)
+    ε, K = 0.1, 10
+    by_hand = -(1 - ε) * q.gather(1, y[:, None])[:, 0] - ε / K * q.sum(1)
+    torch.testing.assert_close(loss(closure()), by_hand)
+    torch.testing.assert_close(p.losses(closure(), x, y), -q.gather(1, y[:, None])[:, 0])
+
+
+def test_the_first_test_samples_only():
+    whole, few = (task("digits-classifier").build(0, batch_size=8, test_size=n) for n in (None, 50))
+    assert torch.equal(few.held_out[0], whole.held_out[0][:50])
+    run = {
+        "method": "sgd",
+        "task": "digits-classifier",
+        "epochs": 1,
+        "batch_size": 8,
+        "seed": 0,
+        "options": {"lr": 0.1},
+    }
+    assert Run.of(**run).key != Run.of(**run, test_size=50).key
+    assert "test_size" not in Run.of(**run).specification  # the keys of runs that were made before it

@@ -2,7 +2,8 @@
 
 * ``plan(scale)``, a generator: it yields lists of runs that may be done in any order, is sent their histories, and returns
   ``(histories, notes)``, what the record keeps. A later list may depend on earlier histories, as tuned settings do.
-* ``verdicts(record)``: what the record says of the paper's claims.
+* ``verdicts(record)``: what the record says of the paper's claims;
+* ``NAME``, and ``CHAPTER``: where the book shows it.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from reprolib.lab.record import DEFAULT, REPORTED, TRIAL, Record
 from reprolib.lab.run import Run
 
 NAME = "compare/first-look"
+CHAPTER = "compare/first-look"  # that shows it
 FIVE = ("red-sgd", "adler", "curveball", "summary", "csdd")  # each at the defaults of its class
 DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"lr": 1e-3}, "momentum": {"lr": 1e-3}, "adamw": {}}  # PyTorch's own
 TUNED = "sgd"

@@ -16,6 +16,7 @@ from reprolib.lab.train import History
 from reprolib.tasks import task
 
 NAME = "red/annealing"
+CHAPTER = "red/annealing"  # that shows it
 CYCLES = {"smoke": (2, 5, 1), "desk": (2, 5, 1), "paper": (5, 13, 2)}  # epochs at ℓ = 1, ½, 2
 BARRIER = 0.1  # of the larger of the losses at the two ends
 POINTS = 21  # on a segment
@@ -107,7 +108,7 @@ def split(record: Record) -> tuple[Record, Record]:
 def verdicts(record: Record) -> list[dict[str, str]]:
     """Claims red-c07 to red-c09, each seed by itself."""
     _, annealed = split(record)
-    seen, cycle, rows = Figures(annealed), record.notes["cycle"], []
+    seen, cycle, rows = Figures(annealed), record.notes["cycle"], Figures(record).drawn("fig3")
     for name in seen.tasks:
         for red in RED_METHODS:
             label = method(red).label

@@ -11,6 +11,7 @@ from reprolib.lab.experiments.red_protocol import COLUMNS, Figures, seeds
 from reprolib.lab.record import REPORTED, Record
 
 NAME = "red/averaging"
+CHAPTER = "red/stochasticity"  # that shows it
 METHOD = "red-sgd"
 BETAS = (0.0, 0.5, 0.9, 0.99)
 DEFAULT_BETA = 0.9
@@ -63,6 +64,7 @@ def verdicts(record: Record) -> list[dict[str, str]]:
         return of[name].xs(seed, level="seed")
 
     return [
+        *seen.drawn("fig5"),
         seen.by_seed(
             "red-c15",
             "without averaging training is unstable",

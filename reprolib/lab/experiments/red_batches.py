@@ -12,6 +12,7 @@ from reprolib.lab.record import REPORTED, Record
 from reprolib.lab.run import Run
 
 NAME = "red/batches"
+CHAPTER = "red/stochasticity"  # that shows it
 METHOD = "red-sgd"
 BATCHES = (4, 8, 16, 32, 64, 128, 256)
 MEMORY = "-with-memory"
@@ -79,7 +80,7 @@ def accuracies(record: Record) -> pd.DataFrame:
 def verdicts(record: Record) -> list[dict[str, str]]:
     """Claims red-c20 and red-c21."""
     seen, accuracy = Figures(record), accuracies(record)["accuracy"]
-    rows = []
+    rows = seen.drawn("fig7")
     for task, classes in record.notes["classes"].items():
         plain, memory = (accuracy[task, kind].unstack("batch") for kind in (False, True))  # (seed, batch)
         batches = list(plain.columns)

@@ -17,6 +17,7 @@ from reprolib.lab.record import DEFAULT, REPORTED, TRIAL, Record
 from reprolib.lab.run import Run
 
 NAME = "red/beyond"
+CHAPTER = "red/beyond"  # that shows it
 EVERY = (2, 5, 10)
 DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"lr": 1e-3}, "adamw": {}}  # PyTorch's own
 TUNED_FRACTION = 0.25  # of the epochs

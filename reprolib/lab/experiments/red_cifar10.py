@@ -7,6 +7,7 @@ from reprolib.lab.experiments.red_protocol import Figures, figure2, seeds
 from reprolib.lab.record import Record
 
 NAME = "red/cifar10"
+CHAPTER = "red/benchmark"  # that shows it
 
 
 def plan(scale: str) -> Plan:
@@ -18,4 +19,5 @@ def verdicts(record: Record) -> list[dict[str, str]]:
     """Claims red-c01, red-c02, red-c04, red-c06, each seed compared with its namesake of the baseline."""
     seen = Figures(record)
     (task,) = seen.tasks
-    return seen.competitive(task) + seen.warm_up(task) + seen.overfits(task) + seen.without_tuning(record)
+    judged = seen.competitive(task) + seen.warm_up(task) + seen.overfits(task)
+    return seen.drawn("fig2") + judged + seen.without_tuning() + seen.affordable(task)

@@ -11,6 +11,7 @@ from reprolib.lab.record import Record
 from reprolib.lab.verdict import over_cases
 
 NAME = "red/cifar100"
+CHAPTER = "red/benchmark"  # that shows it
 POINT = 0.01  # of accuracy
 
 
@@ -42,13 +43,15 @@ def verdicts(record: Record) -> list[dict[str, str]]:
         ),
     ]
     return (
-        seen.competitive(task)
+        seen.drawn("fig2")
+        + seen.competitive(task)
         + seen.warm_up(task)
         + seen.smaller(task, 1 / 16)
         + [_edge(record, task, baseline) for _, baseline in PAIRS]
         + seen.overfits(task)
         + generalisation
-        + seen.without_tuning(record)
+        + seen.without_tuning()
+        + seen.affordable(task)
     )
 
 

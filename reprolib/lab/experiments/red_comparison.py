@@ -11,6 +11,7 @@ from reprolib.lab.experiments.red_protocol import COLUMNS, Column, Figures, halv
 from reprolib.lab.record import REPORTED, TRIAL, Record
 
 NAME = "red/comparison"
+CHAPTER = "red/limits"  # that shows it
 RED = "red-sgd"
 TUNED = ("step-tuned", "robbins-monro")
 LAMBDAS = (1e-7, 1e-4)
@@ -55,7 +56,7 @@ def verdicts(record: Record) -> list[dict[str, str]]:
     keys = ["task", "weight_decay", "method", "seed"]
     final = table.groupby(keys)[["epoch_loss", "test_loss", "test_accuracy"]].last()
     spread = table[table["epoch"] > table["epoch"].max() / 2].groupby(keys)["test_loss"].std()
-    rows = []
+    rows = seen.drawn("fig9")
     for task in seen.tasks:
         for λ in LAMBDAS:
 

@@ -7,6 +7,7 @@ from reprolib.lab.experiments.red_protocol import Figures, figure2
 from reprolib.lab.record import Record
 
 NAME = "red/figure2"
+CHAPTER = "red/first-results"  # that shows it
 COLUMNS = ("mnist", "autoencoder")  # of `red_protocol.COLUMNS`
 
 
@@ -24,4 +25,6 @@ def verdicts(record: Record) -> list[dict[str, str]]:
     seen = Figures(record)
     classifier, autoencoder = seen.tasks
     competitive = seen.competitive(classifier) + seen.competitive(autoencoder)
-    return competitive + seen.warm_up(classifier) + seen.smaller(autoencoder) + seen.without_tuning(record)
+    judged = competitive + seen.warm_up(classifier) + seen.smaller(autoencoder)
+    times = seen.affordable(classifier) + seen.affordable(autoencoder)
+    return seen.drawn("fig2") + judged + seen.without_tuning() + times

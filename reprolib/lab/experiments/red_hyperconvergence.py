@@ -18,6 +18,7 @@ from reprolib.lab.record import REPORTED, Record
 from reprolib.lab.run import Run
 
 NAME = "red/hyperconvergence"
+CHAPTER = "red/stochasticity"  # that shows it
 METHOD = "red-sgd"
 TRICKS = "-with-tricks"
 PLAIN, TRICKY, COSINE = ROWS = ("plain", "with tricks", "with tricks and cosine")
@@ -107,13 +108,14 @@ def verdicts(record: Record) -> list[dict[str, str]]:
     batches = list(spread.columns)
     small, large = batches[0], batches[-2:]  # the paper's 8K and 16K are the last two, beyond the coupon number
     rows = [
+        *seen.drawn("fig4"),
         seen.by_seed(
             "red-c12",
             "the training loss oscillates less with larger batches",
             task,
             "the standard deviation of the last epoch's losses decreases from each batch size to the next",
             [spread.loc[s].is_monotonic_decreasing for s in seen.seeds],
-        )
+        ),
     ]
     if record.notes["pretrained"]:
         reached = record.notes["pretrained"]["accuracy"]

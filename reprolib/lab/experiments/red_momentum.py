@@ -14,6 +14,7 @@ from reprolib.lab.methods import DESCENT
 from reprolib.lab.record import REPORTED, TRIAL, Record
 
 NAME = "red/momentum"
+CHAPTER = "red/limits"  # that shows it
 BETA = 0.9
 ELLS = (1.0, 0.1)  # the default, and 1 − β1
 PLATEAU, RATIO, ALL_DOWN, WIGGLE = 3.0, 100.0, 0.999, 1.01
@@ -68,7 +69,7 @@ def verdicts(record: Record) -> list[dict[str, str]]:
     """Claims red-c17 to red-c19. A share of descent directions is the mean over the epochs."""
     seen, table = Figures(record), with_ell(record)
     (task,) = seen.tasks
-    rows = []
+    rows = seen.drawn("fig6")
 
     def of(method: str, seed: int, ell: float | None = None) -> pd.DataFrame:
         chosen = table["ell"].isna() if ell is None else table["ell"] == ell

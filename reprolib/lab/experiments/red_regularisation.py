@@ -12,6 +12,7 @@ from reprolib.lab.methods import L2, method
 from reprolib.lab.record import REPORTED, TRIAL, Record
 
 NAME = "red/regularisation"
+CHAPTER = "red/limits"  # that shows it
 SMALL, LARGE = LAMBDAS = (1e-7, 1e-4)
 UNSTABLE = 2.0
 
@@ -62,6 +63,7 @@ def verdicts(record: Record) -> list[dict[str, str]]:
     }
     assert groups.ngroups == len(spread)
     return [
+        *seen.drawn("fig8"),
         *(
             seen.by_seed(
                 "red-c22",
