@@ -71,11 +71,12 @@ SIZES = {
     ),
     "desk": Size(
         (
-            Column("cifar10-resnet18", 5, 32, batch_norm=True, **_DESK),
-            Column("cifar10-vit", 5, 32, **_DESK),
-            Column("prose-gpt", 2, 16, held_out=160, test_size=100),
+            Column("cifar10-resnet18", 3, 32, batch_norm=True, **_DESK),
+            Column("cifar10-vit", 3, 32, **_DESK),
+            Column("prose-gpt", 2, 16, held_out=160, train_size=960, test_size=100),
         ),
         STEPS[2:-1:2],  # 10⁻⁴ to 1
+        seeds=SEEDS[:2],
     ),
     "paper": Size(  # nobody's protocol: all images, until the curves are flat
         (
