@@ -103,7 +103,7 @@ def campaign(
 def _done(runs: Sequence[Run], device: str, store: Store, end: float, say: Say) -> list[History]:
     """The histories of ``runs``, those that are missing trained one by one until the time is over."""
     found = []
-    for run in (replace(run, keeps_end=False) for run in runs):  # weights would not fit into the package
+    for run in map(portable, runs):
         history = store.read(run)
         if history is None:
             if time.monotonic() >= end:
@@ -118,6 +118,11 @@ def _done(runs: Sequence[Run], device: str, store: Store, end: float, say: Say) 
             say(line(history))
         found.append(history)
     return found
+
+
+def portable(run: Run) -> Run:
+    """``run`` without its last weights: those of many large networks would not fit into a package."""
+    return replace(run, keeps_end=False)
 
 
 # ---- packages: one archive, cut into files that travel

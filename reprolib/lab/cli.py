@@ -169,18 +169,23 @@ def diff(a: str, b: str) -> None:
 @click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def import_(source: Path) -> None:
     """Take over what a campaign left in SOURCE, and write the records that are complete."""
-    from reprolib.lab.campaign import PRIORITY, unpack
+    from reprolib.lab.campaign import PRIORITY, portable, unpack
     from reprolib.lab.execute import execute
     from reprolib.lab.experiments import conduct, outstanding
     from reprolib.lab.store import Store, runs_folder
 
     click.echo(f"{unpack(source, runs_folder())} files taken over")
+    store = Store(runs_folder())
+
+    def do(runs: Sequence[Run]) -> list[History]:
+        return execute([portable(run) for run in runs], keep=store.folder)
+
     for name, scale in PRIORITY:
-        known, missing = outstanding(name, scale, Store(runs_folder()).read)
+        known, missing = outstanding(name, scale, lambda run: store.read(portable(run)))
         if missing:
             click.echo(f"{name} {scale}: {len(known)} runs are here, at least {len(missing)} are missing")
         else:
-            click.echo(f"wrote {conduct(name, scale, lambda runs: execute(runs, keep=runs_folder())).save()}")
+            click.echo(f"wrote {conduct(name, scale, do).save()}")
 
 
 def _all():
