@@ -33,7 +33,7 @@ class Size:
 
 SIZES = {
     "smoke": Size({"digits-convnet": 10}, 2, batches=(4, 16, 256), train_size=512, seeds=(0,)),
-    "desk": Size({"cifar10-convnet": 10, "cifar100-convnet": 100}, 8, 4000, 5000),
+    "desk": Size({"cifar10-convnet": 10, "cifar100-convnet": 100}, 5, 4000, 5000),
     "paper": Size({"cifar10-vgg11": 10, "cifar100-vgg19": 100}, 100),
 }
 
