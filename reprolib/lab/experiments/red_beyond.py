@@ -75,7 +75,7 @@ SIZES = {
             Column("cifar10-vit", 3, 32, **_DESK),
             Column("prose-gpt", 2, 16, held_out=160, train_size=960, test_size=100),
         ),
-        STEPS[2:-1:2],  # 10⁻⁴ to 1
+        STEPS[2:-1:2],  # powers of ten, 10⁻⁴ to 10
         seeds=SEEDS[:2],
     ),
     "paper": Size(  # nobody's protocol: all images, until the curves are flat
