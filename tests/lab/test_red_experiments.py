@@ -426,7 +426,7 @@ def test_overfitting_is_three_statements():
 
 
 def test_a_column_translates_its_decay_and_limits_what_it_looks_at():
-    column = Column("digits-classifier", 10, 64, (0.9, 1.0), 100, 50, train_size=500, test_size=40)
+    column = Column("digits-classifier", 10, 64, (0.9, 1.0), 100, held_out=50, train_size=500, test_size=40)
     assert column.decay(0.9) == pytest.approx(0.9**10)
     (run,) = column.runs("sgd", [3], {"lr": 0.1})
     assert (run.train_size, run.test_size, run.keeps_end) == (500, 40, False)

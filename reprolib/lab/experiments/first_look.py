@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reprolib.lab import tuning
 from reprolib.lab.experiments import Plan, together
+from reprolib.lab.experiments.column import Column as Base
+from reprolib.lab.experiments.column import Options
 from reprolib.lab.experiments.red_protocol import STEPS
 from reprolib.lab.record import DEFAULT, REPORTED, TRIAL, Record
 from reprolib.lab.run import Run
@@ -26,55 +27,47 @@ TUNED_FRACTION = 0.2  # of the epochs
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Base):
     """One task: how long it trains on how many images, and how long on how few where a step looks at all of them."""
 
-    task: str
-    epochs: int
     few_epochs: int
-    train_size: int | None = None
     few: int | None = None
-    batch_size: int = 128
 
-    def runs(self, name: str, seeds: Sequence[int], options: dict[str, Any] | None = None, **more: Any) -> list[Run]:
+    def runs(self, name: str, seeds: Sequence[int], options: Options | None = None, **more: Any) -> list[Run]:
         """One run per seed."""
-        size, epochs = (self.few, self.few_epochs) if name == "csdd" else (self.train_size, self.epochs)
-        common = {"task": self.task, "epochs": epochs, "batch_size": self.batch_size, "train_size": size}
-        return [Run.of(name, seed=seed, options=options or {}, **common, **more) for seed in seeds]
+        few = {"epochs": self.few_epochs, "train_size": self.few} if name == "csdd" else {}
+        return super().runs(name, seeds, options, **(few | more))
 
 
 @dataclass(frozen=True)
 class Size:
-    """A scale: the tasks, the grid of SGD's learning rate, the training images that tuning keeps for validation, the seeds."""
+    """A scale: the tasks, the grid of SGD's learning rate, the seeds."""
 
     columns: tuple[Column, ...]
     grid: tuple[float, ...]
-    held_out: int
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
 SIZES = {
     "smoke": Size(
         (
-            Column("digits-classifier", 3, 2, few=512, batch_size=256),
-            Column("digits-convnet", 3, 2, few=512, batch_size=256),
+            Column("digits-classifier", 3, 256, 2, 512, held_out=144),
+            Column("digits-convnet", 3, 256, 2, 512, held_out=144),
         ),
         grid=(0.01, 0.1, 1.0),
-        held_out=144,
     ),
     "desk": Size(
         (
-            Column("mnist-classifier", 5, 3, few=5000),
-            Column("mnist-autoencoder", 8, 3, train_size=10_000, few=5000),
-            Column("cifar10-convnet", 10, 3, train_size=10_000, few=5000),
-            Column("cifar10-convnet-with-batch-norm", 10, 3, train_size=10_000, few=5000),
+            Column("mnist-classifier", 5, 128, 3, 5000, held_out=1000),
+            Column("mnist-autoencoder", 8, 128, 3, 5000, train_size=10_000, held_out=1000),
+            Column("cifar10-convnet", 10, 128, 3, 5000, train_size=10_000, held_out=1000),
+            Column("cifar10-convnet-with-batch-norm", 10, 128, 3, 5000, train_size=10_000, held_out=1000),
         ),
         grid=STEPS,
-        held_out=1000,
     ),
     "paper": Size(  # nobody's protocol: the same with all images, and until the curves are flat
         tuple(
-            Column(name, 60, 20, few=5000)
+            Column(name, 60, 128, 20, 5000, held_out=5000)
             for name in (
                 "mnist-classifier",
                 "mnist-autoencoder",
@@ -83,7 +76,6 @@ SIZES = {
             )
         ),
         grid=STEPS,
-        held_out=5000,
     ),
 }
 
@@ -115,12 +107,7 @@ def _untuned(column: Column, size: Size) -> Plan:
 
 
 def _tuned(column: Column, size: Size) -> Plan:
-    def trial(options: dict[str, Any], epochs: int) -> Run:
-        return column.runs(TUNED, [tuning.SEED], options, stop_after=epochs, held_out=size.held_out)[0]
-
-    epochs = max(1, round(TUNED_FRACTION * column.epochs))
-    found = yield from tuning.tune(trial, [{"lr": lr} for lr in size.grid], epochs, halving=False)
-    return found | {"histories": (yield column.runs(TUNED, size.seeds, found["options"]))}
+    return column.at_best_rate(TUNED, size.grid, max(1, round(TUNED_FRACTION * column.epochs)), size.seeds)
 
 
 def verdicts(record: Record) -> list[dict[str, str]]:

@@ -6,15 +6,13 @@ with batch-norm, where the loss of a sample depends on its batch, both readings 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reprolib.lab import tuning
 from reprolib.lab.experiments import Plan, together
+from reprolib.lab.experiments.column import Column as Base
 from reprolib.lab.experiments.red_protocol import SEEDS, STEPS
 from reprolib.lab.record import DEFAULT, REPORTED, TRIAL, Record
-from reprolib.lab.run import Run
 
 NAME = "red/beyond"
 CHAPTER = "red/beyond"  # that shows it
@@ -24,22 +22,10 @@ TUNED_FRACTION = 0.25  # of the epochs
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Base):
     """One task at one scale."""
 
-    task: str
-    epochs: int
-    batch_size: int
-    held_out: int
-    train_size: int | None = None
-    test_size: int | None = None
     batch_norm: bool = False
-
-    def runs(self, name: str, seeds: Sequence[int], options: dict[str, Any] | None = None, **more: Any) -> list[Run]:
-        """One run per seed."""
-        fields = {"task": self.task, "epochs": self.epochs, "batch_size": self.batch_size, "options": options or {}}
-        fields |= {"train_size": self.train_size, "test_size": self.test_size} | more
-        return [Run.of(name, seed=seed, **fields) for seed in seeds]
 
     @property
     def variants(self) -> list[tuple[str, dict[str, Any]]]:
@@ -58,13 +44,14 @@ class Size:
     seeds: tuple[int, ...] = SEEDS
 
 
+_SMOKE: dict[str, Any] = {"held_out": 64, "train_size": 256}
 _DESK: dict[str, Any] = {"held_out": 160, "train_size": 1280, "test_size": 1000}
 SIZES = {
     "smoke": Size(
         (
-            Column("digits-resnet", 2, 64, 64, 256, batch_norm=True),
-            Column("digits-vit", 2, 64, 64, 256),
-            Column("prose-small-gpt", 2, 64, 64, 256),
+            Column("digits-resnet", 2, 64, batch_norm=True, **_SMOKE),
+            Column("digits-vit", 2, 64, **_SMOKE),
+            Column("prose-small-gpt", 2, 64, **_SMOKE),
         ),
         (0.001, 0.01, 0.1),
         seeds=(0,),
@@ -116,12 +103,7 @@ def _untuned(column: Column, size: Size) -> Plan:
 
 
 def _tuned(column: Column, name: str, size: Size) -> Plan:
-    def trial(options: dict[str, Any], epochs: int) -> Run:
-        return column.runs(name, [tuning.SEED], options, stop_after=epochs, held_out=column.held_out)[0]
-
-    epochs = max(1, round(TUNED_FRACTION * column.epochs))
-    found = yield from tuning.tune(trial, [{"lr": lr} for lr in size.grid], epochs, halving=False)
-    return found | {"histories": (yield column.runs(name, size.seeds, found["options"]))}
+    return column.at_best_rate(name, size.grid, max(1, round(TUNED_FRACTION * column.epochs)), size.seeds)
 
 
 def variant(specification: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ import pandas as pd
 
 from reprolib.lab import tuning
 from reprolib.lab.experiments import Plan, together
+from reprolib.lab.experiments.column import Column as Base
+from reprolib.lab.experiments.column import Options
 from reprolib.lab.methods import method
 from reprolib.lab.record import DEFAULT, REPORTED, TRIAL, Record
 from reprolib.lab.run import Run
@@ -29,21 +31,14 @@ STEPS = tuple(m * 10.0**n for n in range(-5, 2) for m in (1, 5))  # appendix B: 
 TUNED_FRACTION = 0.2  # of the epochs, as in the paper
 SEEDS = (0, 1, 2)
 AFFORDABLE = 2.3  # times the seconds of a baseline's epoch; the paper's Table 3 has 1.1 to 1.84
-Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Column:
-    """One task of a comparison at one scale."""
+class Column(Base):
+    """One task of RED's benchmark at one scale."""
 
-    task: str
-    epochs: int
-    batch_size: int
     decays: tuple[float, ...]  # the paper's d, per epoch of the paper
     paper_epochs: int
-    held_out: int  # training samples that tuning keeps for validation
-    train_size: int | None = None
-    test_size: int | None = None
     steps: tuple[float, ...] = STEPS
     ends: bool = False  # keep the last weights of RED's runs
 
@@ -58,10 +53,7 @@ class Column:
 
     def runs(self, name: str, seeds: Sequence[int], options: Options | None = None, **more: Any) -> list[Run]:
         """One run per seed."""
-        fields = {"task": self.task, "epochs": self.epochs, "batch_size": self.batch_size, "options": options or {}}
-        fields |= {"train_size": self.train_size, "test_size": self.test_size}
-        keeps_end = self.ends and name in RED_METHODS
-        return [Run.of(name, seed=seed, **(fields | {"keeps_end": keeps_end} | more)) for seed in seeds]
+        return super().runs(name, seeds, options, **({"keeps_end": self.ends and name in RED_METHODS} | more))
 
     def tuned(
         self, baseline: str, seeds: Sequence[int], *, halving: bool, decays: bool = True, options: Options | None = None
@@ -77,14 +69,17 @@ class Column:
         """
         constant, fixed = {"decay": 1.0} if decays else {}, options or {}
 
-        def trial(tried: Options, epochs: int) -> Run:
-            return self.runs(baseline, [tuning.SEED], tried, stop_after=epochs, held_out=self.held_out)[0]
-
         def with_decays(tried: Options) -> list[Options]:
             return [tried | {"decay": self.decay(d)} for d in self.decays] if decays else [tried]
 
         first = [{"lr": lr} | constant | fixed for lr in self.steps]
-        found = yield from tuning.tune(trial, first, self.tuning_epochs, with_decays, halving=halving)
+        found = yield from tuning.tune(
+            lambda tried, epochs: self.trial(baseline, tried, epochs),
+            first,
+            self.tuning_epochs,
+            with_decays,
+            halving=halving,
+        )
         return found | {"histories": (yield self.runs(baseline, seeds, found["options"]))}
 
     def untuned(self, seeds: Sequence[int]) -> Plan:
@@ -154,10 +149,10 @@ def figure2(scale: str, columns: Sequence[str], seeds: Sequence[int] = SEEDS) ->
     return histories, {"tuning": notes}
 
 
-def note(column: Column, baseline: str, result: dict[str, Any]) -> dict[str, Any]:
+def note(of: Column, baseline: str, result: dict[str, Any]) -> dict[str, Any]:
     """What a record keeps of a tuning."""
     kept = ("options", "by_validation", "first_round", "grid")
-    return {"task": column.task, "method": baseline} | {name: result[name] for name in kept}
+    return {"task": of.task, "method": baseline} | {name: result[name] for name in kept}
 
 
 class Figures:
