@@ -44,14 +44,14 @@ class Size:
     seeds: tuple[int, ...] = SEEDS
 
 
-_SMOKE: dict[str, Any] = {"held_out": 64, "train_size": 256}
+_SMOKE: dict[str, Any] = {"held_out": 32, "train_size": 128}
 _DESK: dict[str, Any] = {"held_out": 160, "train_size": 1280, "test_size": 1000}
 SIZES = {
     "smoke": Size(
         (
-            Column("digits-resnet", 2, 64, batch_norm=True, **_SMOKE),
-            Column("digits-vit", 2, 64, **_SMOKE),
-            Column("prose-small-gpt", 2, 64, **_SMOKE),
+            Column("digits-resnet", 2, 32, batch_norm=True, **_SMOKE),
+            Column("digits-vit", 2, 32, **_SMOKE),
+            Column("prose-small-gpt", 2, 32, **_SMOKE),
         ),
         (0.001, 0.01, 0.1),
         seeds=(0,),
