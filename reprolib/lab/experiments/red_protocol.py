@@ -109,7 +109,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "autoencoder": Column("mnist-autoencoder", 10, 256, held_out=6000, **_LONG),
         "cifar10": Column("cifar10-small-vgg11", 16, 128, ends=True, **_DESK),
         "cifar100": Column("cifar100-convnet-with-batch-norm", 16, 128, ends=True, **_DESK),
-        "short autoencoder": Column("mnist-autoencoder", 16, 256, **_DESK),
+        "short autoencoder": Column("mnist-autoencoder", 8, 256, **_DESK),
     },
     "paper": {
         "mnist": Column("mnist-classifier", 200, 256, held_out=6000, **_CLASSIFIER),
