@@ -360,6 +360,8 @@ def test_comparison_has_four_panels():
             red = columns([2.0, 1.5, 1.2, 1.1], test_accuracy=accuracy, test_loss=[2.0, 1.5, 1.2, 1.1])
             tuned = columns([2.0, 1.5, 1.2, 1.0], test_loss=[2.0, 1.5, 2.2, 1.2])
             tuned |= {"test_accuracy": [0.5, 0.6, 0.6, 0.6] if name == "cifar10" else accuracy}
+            if name == "cifar10":  # it trains longer: halves are of each task
+                red, tuned = ({k: v[:1] * 4 + v for k, v in values.items()} for values in (red, tuned))
             rows += [(r, red) for r in column.runs("red-sgd", [0], decay)]
             rows += [(r, tuned) for r in column.runs("step-tuned", [0], {"lr": 0.1, "weight_decay": λ})]
     found = [row["verdict"] for row in verdicts_of(record("red/comparison", rows)) if row["claim"] == "red-c24"]

@@ -55,7 +55,8 @@ def verdicts(record: Record) -> list[dict[str, str]]:
     table = with_decay(record).dropna(subset=["epoch_loss"])
     keys = ["task", "weight_decay", "method", "seed"]
     final = table.groupby(keys)[["epoch_loss", "test_loss", "test_accuracy"]].last()
-    spread = table[table["epoch"] > table["epoch"].max() / 2].groupby(keys)["test_loss"].std()
+    late = table["epoch"] > table.groupby("task")["epoch"].transform("max") / 2
+    spread = table[late].groupby(keys)["test_loss"].std()
     rows = seen.drawn("fig9")
     for task in seen.tasks:
         for λ in LAMBDAS:
