@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,12 @@ class Column:
         fields = {"task": self.task, "epochs": self.epochs, "batch_size": self.batch_size, "options": options or {}}
         fields |= {"train_size": self.train_size, "test_size": self.test_size}
         return [Run.of(name, seed=seed, **(fields | more)) for seed in seeds]
+
+    def beside_defaults(self, own: Sequence[Run], defaults: Mapping[str, Options], seeds: Sequence[int]) -> Plan:
+        """The histories of ``own`` runs, and those of the methods of ``defaults`` as their libraries have them."""
+        default = [run for name, options in defaults.items() for run in self.runs(name, seeds, options)]
+        histories = yield [*own, *default]
+        return histories[: len(own)], histories[len(own) :]
 
     def trial(self, name: str, options: Options, epochs: int) -> Run:
         """The run that tries ``options`` for so many epochs."""

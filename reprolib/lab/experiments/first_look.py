@@ -101,9 +101,7 @@ def plan(scale: str) -> Plan:
 
 def _untuned(column: Column, size: Size) -> Plan:
     five = [run for name in FIVE for run in column.runs(name, size.seeds)]
-    default = [run for name, options in DEFAULTS.items() for run in column.runs(name, size.seeds, options)]
-    histories = yield [*five, *default]
-    return histories[: len(five)], histories[len(five) :]
+    return (yield from column.beside_defaults(five, DEFAULTS, size.seeds))
 
 
 def _tuned(column: Column, size: Size) -> Plan:

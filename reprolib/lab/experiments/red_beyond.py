@@ -97,9 +97,7 @@ def plan(scale: str) -> Plan:
 
 def _untuned(column: Column, size: Size) -> Plan:
     red = [run for name, options in column.variants for run in column.runs(name, size.seeds, options)]
-    default = [run for name, options in DEFAULTS.items() for run in column.runs(name, size.seeds, options)]
-    histories = yield [*red, *default]
-    return histories[: len(red)], histories[len(red) :]
+    return (yield from column.beside_defaults(red, DEFAULTS, size.seeds))
 
 
 def _tuned(column: Column, name: str, size: Size) -> Plan:

@@ -85,9 +85,7 @@ class Column(Base):
     def untuned(self, seeds: Sequence[int]) -> Plan:
         """The histories of the methods that need no tuning, and of the baselines without it."""
         red = [run for name in RED_METHODS for run in self.runs(name, seeds)]
-        default = [run for name, options in BASELINES.items() for run in self.runs(name, seeds, options)]
-        histories = yield [*red, *default]
-        return histories[: len(red)], histories[len(red) :]
+        return (yield from self.beside_defaults(red, BASELINES, seeds))
 
 
 _CLASSIFIER: dict[str, Any] = {"decays": (0.97, 0.98, 0.99, 1.0), "paper_epochs": 200}
