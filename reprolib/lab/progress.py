@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,9 @@ class Progress:
     def __init__(self, runs: Path, stream: TextIO | None = None):
         self.runs, self.stream = runs, stream or sys.stderr
         self.terminal = self.stream.isatty()
-        self.began = time.time()
+        # Of somebody who was killed, as long as nobody writes them again. Times are compared with themselves only: those
+        # of files may lie some milliseconds, on a network drive minutes, away from this process's clock.
+        self._left_behind = {path: _written(path) for path in self.runs.glob("*.progress")}
         self._bar = None
 
     def say(self, line: str) -> None:
@@ -58,8 +59,8 @@ class Progress:
     def _of(self, path: Path) -> str:
         try:
             epoch, epochs, loss, wall = path.read_text(encoding="utf-8").split()
-            if path.stat().st_mtime < self.began:
-                return ""  # of somebody who was killed
+            if path in self._left_behind and self._left_behind[path] == _written(path):
+                return ""
         except (OSError, ValueError):
             return ""  # just finished
         left = float(wall) / int(epoch) * (int(epochs) - int(epoch))
@@ -74,6 +75,14 @@ class Progress:
             elif status and status != shown:
                 print(status, flush=True)
             shown = status
+
+
+def _written(path: Path) -> int | None:
+    """When the file was last written, by the clock of its drive; ``None`` if it is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def duration(seconds: float) -> str:
