@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reprolib.lab.record import Record
+from reprolib.lab.record import REPORTED, SCALES, Record
 
 
 def value(name: str, v: Any) -> None:
@@ -37,3 +37,15 @@ def origin(record: Record, redo: str) -> str:
         f"**made** {', '.join(made['dates'])} · {made['runs']} runs{early}, {made['minutes']:.0f} minutes of process time{more} · "
         f"**redo** `{redo}`"
     )
+
+
+def conditions(*records: Record, role: str = REPORTED) -> str:
+    """What the caption of a figure says of records whose runs it shows: ``Scale desk, device AMD EPYC, 3 seeds.``
+
+    Where they differ, all that occur are named.
+    """
+    scales = sorted({record.scale for record in records}, key=SCALES.index)
+    devices = sorted({device for record in records for device in record.made["devices"]})
+    seeds = sorted({record.of_role(role)["seed"].nunique() for record in records} - {0})  # none kept, nothing to say
+    counted = f", {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}" if seeds else ""
+    return f"Scale {' and '.join(scales)}, device {' and '.join(devices)}{counted}."

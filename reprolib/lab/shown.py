@@ -22,7 +22,10 @@ class Shown:
     best: Record
 
     def origin(self, chapter: str) -> None:
-        """Display where both are from, and the command that makes ``chapter`` at their scales again."""
+        """Display where both are from, and the command that makes ``chapter`` at their scales again.
+
+        For the captions of figures, ``{glue}`` has the conditions of both, under the experiment's name and ``NAME live``.
+        """
         from IPython.display import Markdown, display
 
         again = f"make book SCALE={self.best.scale} ONLY={chapter}"
@@ -30,6 +33,8 @@ class Shown:
         if self.live.scale != self.best.scale:
             now = report.origin(self.live, "make book")
             display(Markdown(f"*Computed again while this page was built, `{self.live.name}`:* " + now))
+        report.value(self.best.name, report.conditions(self.best))
+        report.value(f"{self.live.name} live", report.conditions(self.live))
 
 
 def show(name: str, scale: str) -> Shown:

@@ -46,6 +46,14 @@ def test_figures_have_caption_and_alt_text(chapter: str) -> None:
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
+def test_figures_of_records_name_scale_device_and_seeds(chapter: str) -> None:
+    for cell in code_cells(chapter):
+        caption = " ".join(cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "").split())
+        if re.search("Our version of|over the seeds", caption):
+            assert "{glue:text}" in caption, f"add what report.conditions says of the record: {caption}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
 def test_cells_end_as_nbval_needs(chapter: str) -> None:
     for cell in code_cells(chapter):
         assert not cell.source.rstrip().endswith(";"), f"end with plt.show(), not with a semicolon: {cell.source}"
