@@ -104,7 +104,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
     },
     "desk": {
         "mnist": Column("mnist-classifier", 20, 256, held_out=6000, **_CLASSIFIER),
-        "autoencoder": Column("mnist-autoencoder", 10, 256, held_out=6000, **_LONG),
+        "autoencoder": Column("mnist-autoencoder", 15, 256, train_size=10_000, held_out=1000, **_LONG),
         "cifar10": Column("cifar10-small-vgg11", 16, 128, ends=True, **_DESK),
         "cifar100": Column("cifar100-convnet-with-batch-norm", 16, 128, ends=True, **_DESK),
         "short autoencoder": Column("mnist-autoencoder", 8, 256, **_DESK),
