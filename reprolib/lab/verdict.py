@@ -11,16 +11,21 @@ NOT_TESTABLE = "not testable here"
 SEEDS_FOR_A_MEAN = 5
 
 
-def by_seed(holds: Sequence[bool]) -> str:
-    """The verdict on an effect from its sign in each seed.
+def by_seed(holds: Sequence[bool | None]) -> str:
+    """The verdict on an effect from its sign in each seed; ``None`` is a seed in which it could not have failed.
 
     With fewer than five seeds all must agree, or the verdict is inconclusive; from five on, at least four fifths must.
 
     >>> by_seed([True, True, True]), by_seed([True, False, True]), by_seed([False, False, False])
     ('reproduced', 'inconclusive', 'not reproduced')
+    >>> by_seed([True, None, True]), by_seed([None, None, None])
+    ('reproduced', 'not testable here')
     """
-    share = sum(map(bool, holds)) / len(holds)
-    margin = 0.2 if len(holds) >= SEEDS_FOR_A_MEAN else 0.0
+    told = [bool(hold) for hold in holds if hold is not None]
+    if not told:
+        return NOT_TESTABLE
+    share = sum(told) / len(told)
+    margin = 0.2 if len(told) >= SEEDS_FOR_A_MEAN else 0.0
     if share >= 1 - margin:
         return REPRODUCED
     return NOT_REPRODUCED if share <= margin else INCONCLUSIVE

@@ -263,6 +263,22 @@ def test_averaging_is_judged_by_spikes_and_by_who_is_first():
 
 
 @pytest.mark.parametrize(
+    ("losses", "expected"),
+    [([0.1, 0.12, 0.14], True), ([0.1, 0.12, 0.2], False), ([1.8, 1.9, 2.2], None), ([1.8, 1.9, 9.0], False)],
+)
+def test_final_losses_are_similar_only_where_guessing_is_not(losses, expected):
+    assert red_averaging.similar(pd.Series(losses)) is expected
+
+
+@pytest.mark.parametrize(
+    ("plain", "memory", "expected"),
+    [([0.1, 0.4], [0.31, 0.46], True), ([0.1, 0.4], [0.29, 0.46], False), ([0.5, 0.6], [0.1, 0.1], None)],
+)
+def test_only_what_was_lost_can_be_restored(plain, memory, expected):
+    assert red_batches.restored(pd.Series(plain), pd.Series(memory), 0.5) is expected
+
+
+@pytest.mark.parametrize(
     ("small", "remembered", "collapse", "repair"), [(0.2, 0.6, 1, 1), (0.6, 0.65, 0, 0), (0.2, 0.4, 1, 0)]
 )
 def test_batches_are_judged_against_the_number_of_classes(small, remembered, collapse, repair):
@@ -375,6 +391,15 @@ def test_a_figure_with_a_run_that_ended_early_is_not_complete():
     made.runs[run.key]["status"] = "diverged"
     (row,) = Figures(made).drawn("fig2")
     assert (row["claim"], row["statement"], row["verdict"]) == ("red-fig2", "Figure 2", "partly")
+
+
+def test_a_figure_with_a_curve_that_breaks_off_is_not_complete():
+    run = Run.of("red-sgd", task="digits-classifier", seed=0, epochs=2, batch_size=256)
+    whole = (run, columns([4.0, 3.0]))
+    for column in ("step", "loss"):  # RED that finds no finite step any more finishes, and has not moved
+        broken = columns([4.0, 3.0]) | {column: [1.0, math.nan]}
+        (row,) = Figures(record("red/figure2", [whole, (replace(run, seed=1), broken)])).drawn("fig2")
+        assert row["verdict"] == "partly"
 
 
 def test_an_epoch_is_affordable_up_to_a_factor():

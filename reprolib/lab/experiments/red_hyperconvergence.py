@@ -106,7 +106,7 @@ def verdicts(record: Record) -> list[dict[str, str]]:
     accuracy = {row: last["test_accuracy"][row].unstack("batch") for row in ROWS}  # (seed, batch)
     spread = last["epoch_std"][PLAIN].unstack("batch")
     batches = list(spread.columns)
-    small, large = batches[0], batches[-2:]  # the paper's 8K and 16K are the last two, beyond the coupon number
+    small, large = batches[0], batches[-2:]  # in the place of the paper's 8K and 16K
     rows = [
         *seen.drawn("fig4"),
         seen.by_seed(

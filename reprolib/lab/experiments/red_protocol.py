@@ -157,7 +157,8 @@ class Figures:
     """Numbers of the reported runs of a record, by task, method and seed, for verdicts."""
 
     def __init__(self, record: Record):
-        self.table, self.runs = record.table, list(record.runs.values())
+        self.table = record.table
+        self.reported = {key: run for key, run in record.runs.items() if run["role"] == REPORTED}
         self.tasks = list(dict.fromkeys(self.table["task"]))
         self.seeds = sorted(set(self.table["seed"]))
         self.final = self.table.groupby(
@@ -176,18 +177,20 @@ class Figures:
 
     def by_seed(self, claim: str, statement: str, task: str, criterion: str, holds: Sequence[Any]) -> dict[str, str]:
         """A row of verdicts."""
-        return row(claim, statement, task, criterion, by_seed([bool(x) for x in holds]))
+        return row(claim, statement, task, criterion, by_seed(holds))
 
     def drawn(self, figure: str) -> list[dict[str, str]]:
-        """The claim that a figure can be made: a row per task, diverged and failed runs count against it."""
-        reported = [run for run in self.runs if run["role"] == REPORTED]
+        """The claim that a figure can be made: a row per task, a curve that breaks off counts against it."""
+        last = self.table.groupby("key")[["loss", "step"]].tail(1).notna().all(axis=1)
+        broken = set(self.table.loc[last.index[~last], "key"])  # a method that finds no finite step stands still
+        whole = {key: run["status"] == FINISHED and key not in broken for key, run in self.reported.items()}
         return [
             row(
                 f"red-{figure}",
                 f"Figure {figure[3:]}",
                 task,
                 "every curve is there, for every seed, until the last epoch",
-                over_cases([run["status"] == FINISHED for run in reported if run["specification"]["task"] == task]),
+                over_cases([ok for key, ok in whole.items() if self.reported[key]["specification"]["task"] == task]),
             )
             for task in self.tasks
         ]
@@ -286,7 +289,7 @@ class Figures:
 
     def without_tuning(self) -> list[dict[str, str]]:
         """Claim red-c06."""
-        red = [run for run in self.runs if run["role"] == REPORTED and run["specification"]["method"] in RED_METHODS]
+        red = [run for run in self.reported.values() if run["specification"]["method"] in RED_METHODS]
         return [
             self.by_seed(
                 "red-c06",
