@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from reprolib.lab.record import REPORTED, SCALES, Record
+from reprolib.lab.verdict import NOT_REPRODUCED, REPRODUCED
+from reprolib.tasks import task
 
 
 def value(name: str, v: Any) -> None:
@@ -49,3 +55,30 @@ def conditions(*records: Record, role: str = REPORTED) -> str:
     seeds = sorted({record.of_role(role)["seed"].nunique() for record in records} - {0})  # none kept, nothing to say
     counted = f", {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}" if seeds else ""
     return f"Scale {' and '.join(scales)}, device {' and '.join(devices)}{counted}."
+
+
+Rows = Sequence[Mapping[str, str]]  # of an experiment's ``verdicts``
+
+
+def verdicts(rows: Rows) -> pd.DataFrame:
+    """The table of an experiment's verdicts, by claim; the verdict stands in front, where a narrow screen shows it."""
+    table = pd.DataFrame(list(rows)).sort_values("claim", kind="stable")
+    table["task"] = [task(name).title for name in table["task"]]
+    return table.set_index("claim")[["verdict", "statement", "task", "criterion"]]
+
+
+def tally(rows: Rows) -> str:
+    """How often each verdict was reached; that a figure could be drawn is not counted among what it shows.
+
+    >>> row = {"statement": "RED competes", "claim": "red-c01"}
+    >>> tally([row | {"verdict": "reproduced"}, row | {"verdict": "inconclusive"}])
+    '2 statements: 1 reproduced, 0 not reproduced, 1 inconclusive.'
+    >>> tally([row | {"verdict": "reproduced"}, {"claim": "red-fig2", "statement": "Figure 2", "verdict": "partly"}])
+    '1 statement: 1 reproduced, 0 not reproduced. Figure complete in 0 of 1 cases.'
+    """
+    drawn = [row["verdict"] for row in rows if "-fig" in row["claim"]]
+    counts = Counter({REPRODUCED: 0, NOT_REPRODUCED: 0})
+    counts.update(row["verdict"] for row in rows if "-fig" not in row["claim"])
+    said = f"{counts.total()} statement{'s' * (counts.total() != 1)}: "
+    said += ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) + "."
+    return said + f" Figure complete in {drawn.count(REPRODUCED)} of {len(drawn)} cases." * bool(drawn)
