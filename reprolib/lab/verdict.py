@@ -31,6 +31,15 @@ def by_seed(holds: Sequence[bool | None]) -> str:
     return NOT_REPRODUCED if share <= margin else INCONCLUSIVE
 
 
+def unless_idle(holds: bool, idle: bool) -> bool | None:
+    """``holds`` for :func:`by_seed`, but ``None`` where a network that has learned nothing (``idle``) would pass, too.
+
+    >>> unless_idle(True, False), unless_idle(True, True), unless_idle(False, True)
+    (True, None, False)
+    """
+    return None if holds and idle else bool(holds)
+
+
 def over_cases(holds: Sequence[bool]) -> str:
     """The verdict on a statement about each of several cases, such as networks, that do not depend on chance.
 

@@ -10,6 +10,7 @@ import pandas as pd
 from reprolib.lab.experiments import Plan
 from reprolib.lab.experiments.red_protocol import COLUMNS, Figures, seeds
 from reprolib.lab.record import REPORTED, Record
+from reprolib.lab.verdict import unless_idle
 
 NAME = "red/averaging"
 CHAPTER = "red/stochasticity"  # that shows it
@@ -100,6 +101,5 @@ def verdicts(record: Record) -> list[dict[str, str]]:
 
 def similar(losses: pd.Series) -> bool | None:
     """Whether final losses differ little; ``None`` if that of guessing differs from the best as little."""
-    if losses.max() > SIMILAR * losses.min():
-        return False
-    return True if SIMILAR * losses.min() < GUESSING else None
+    limit = SIMILAR * losses.min()
+    return unless_idle(losses.max() <= limit, idle=limit >= GUESSING)
