@@ -29,10 +29,10 @@ class Shown:
         from IPython.display import Markdown, display
 
         again = f"make book SCALE={self.best.scale} ONLY={chapter}"
-        display(Markdown(f"*Shown, `{self.best.name}`:* " + report.origin(self.best, again)))
+        line = f"*Shown, `{self.best.name}`:* " + report.origin(self.best, again)
         if self.live.scale != self.best.scale:
-            now = report.origin(self.live, "make book")
-            display(Markdown(f"*Computed again while this page was built, `{self.live.name}`:* " + now))
+            line += f" · computed again at scale {self.live.scale} while this page was built"
+        display(Markdown(line))
         report.value(self.best.name, report.conditions(self.best))
         report.value(f"{self.live.name} live", report.conditions(self.live))
 
