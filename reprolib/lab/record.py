@@ -168,6 +168,7 @@ class Record:
             "tuning_minutes": seconds[trial.reindex(seconds.index)].sum() / 60,
             "runs": len(self.runs),
             "ended_early": len(self.runs) - self.statuses[FINISHED],
+            "trials_ended_early": sum(r["role"] == TRIAL and r["status"] != FINISHED for r in self.runs.values()),
         }
 
     def _with(self, other: Record) -> Record:

@@ -36,11 +36,13 @@ def origin(record: Record, redo: str) -> str:
     """Markdown line: scale, device, date of a record, and what re-doing it takes."""
     made = record.made
     more = f" and {made['tuning_minutes']:.0f} more for tuning" if made["tuning_minutes"] else ""
-    early = f" ({made['ended_early']} ended early: diverged or failed)" if made["ended_early"] else ""
+    early = f" ({made['ended_early']} diverged or failed, {made['trials_ended_early']} of them trials)"
+    early = early if made["ended_early"] else ""
     threads = " or ".join(str(t) for t in made["threads"])
     return (
         f"**Scale** {made['scale']} · **device** {', '.join(made['devices'])}, {threads} thread(s) a run · "
-        f"**made** {', '.join(made['dates'])} · {made['runs']} runs{early}, {made['minutes']:.0f} minutes of process time{more} · "
+        f"**made** {', '.join(made['dates'])} · "
+        f"{made['runs']} runs{early}, {made['minutes']:.0f} minutes of process time{more} · "
         f"**redo** `{redo}`"
     )
 

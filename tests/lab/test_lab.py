@@ -172,7 +172,7 @@ def test_every_run_is_counted_however_it_ended(tmp_path, monkeypatch):
     Record.of("red/trial", "smoke", {"reported": [*histories[:2], *failed], "trial": [histories[2]]}).save(tmp_path)
     back = Record.load("red/trial", where=tmp_path)
     assert back.statuses == {"finished": 2, "diverged": 1, "failed": 1}
-    assert back.made["ended_early"] == 2
+    assert back.made["ended_early"] == 2 and back.made["trials_ended_early"] == 0
     assert back.runs[failed[0].run.key]["reason"] == "UnsupportedOperation: no rule for it"
     kept = back.runs[diverging.key]
     assert 0 < kept["iterations"] < 12
