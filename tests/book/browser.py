@@ -93,6 +93,11 @@ OVERFLOW = """() => {
     wide.map(n => n.tagName.toLowerCase() + '.' + n.className).join(', ')];
 }"""
 
+# Markup that was shown instead of obeyed: rows of a Markdown table, a role of MyST.
+RAW = """() => [...document.querySelectorAll('main p, main td, main figcaption')].map(n => n.textContent)
+  .filter(t => /\\|\\s*(—|-{2,})\\s*\\|/.test(t) || /\\{(glue|ref|numref|cite|eq)[:a-z]*\\}`/.test(t))
+  .map(t => 'markup shown as text: ' + t.trim().slice(0, 60)).slice(0, 3)"""
+
 # The contrast of body text against its ground (WCAG), measured on the paragraphs of the page.
 CONTRAST = """() => {
   const light = c => { const v = c.map(x => { x /= 255; return x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4; });
@@ -130,6 +135,7 @@ def findings(browser: Any, url: str, home: str) -> list[str]:
         page.evaluate(READY)
         wrong += page.evaluate(MATH)
         wrong += page.evaluate(IMAGES)
+        wrong += page.evaluate(RAW)
         for theme in ("light", "dark"):
             page.emulate_media(color_scheme=theme)
             page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'", timeout=5000)
