@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reprolib.lab.claims import claims
+from reprolib.records.claims import claims
 from tests.mutants import mutant_of
 
 PACKAGE = Path(__file__).resolve().parents[1] / "reprolib"

@@ -8,7 +8,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from reprolib.__main__ import GROUPS, main
+from reprolib.cli import GROUPS, main
 from reprolib.tasks.data import CATALOG
 from reprolib.tasks.data.catalog import Entry, File
 from reprolib.tasks.data.formats import read_libsvm
@@ -91,7 +91,7 @@ def test_verify_of_an_absent_set(folder):
 
 
 def test_help_names_every_group_and_imports_none():
-    code = "import sys; from reprolib.__main__ import main; main(['--help'], standalone_mode=False); "
+    code = "import sys; from reprolib.cli import main; main(['--help'], standalone_mode=False); "
     code += "sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 
 from reprolib.book.layout import Layout
 from reprolib.errors import InvalidInput
-from reprolib.lab.claims import FINDINGS, HOLDS, OPEN, PAPERS, Claim, claims, status
-from reprolib.lab.experiments import module, verdicts_of
-from reprolib.lab.record import SCALES, Record, published
-from reprolib.lab.verdict import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, PARTLY, REPRODUCED
+from reprolib.experiments import module, verdicts_of
+from reprolib.records.claims import FINDINGS, HOLDS, OPEN, PAPERS, Claim, claims, status
+from reprolib.records.record import SCALES, Record, published
+from reprolib.records.verdict import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, PARTLY, REPRODUCED
 from reprolib.tasks import task
 
 MARKER = re.compile(r"^<!-- ledger: (\S+) -->$", re.MULTILINE)

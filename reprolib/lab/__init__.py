@@ -1,8 +1,7 @@
-"""Runs, records and figures: what was tried, and what came out."""
+"""How a run is trained: methods, plans, runs, their execution and their histories."""
 
 from reprolib.lab.execute import execute
-from reprolib.lab.record import Record
 from reprolib.lab.run import Run
 from reprolib.lab.train import History, train
 
-__all__ = ["History", "Record", "Run", "execute", "train"]
+__all__ = ["History", "Run", "execute", "train"]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from reprolib.lab.experiments import Plan
+from reprolib.lab.plan import Plan
 from reprolib.lab.run import Run
 from reprolib.lab.train import FINISHED, History
 

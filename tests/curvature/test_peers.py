@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from reprolib.bench import peers
+from reprolib.bench.harness import Bench
 from reprolib.curvature import expand
-from reprolib.lab import peers
-from reprolib.lab.bench import Bench
 from tests.curvature.cases import case
 from tests.curvature.reference import flat, hessian, jacobian
 

@@ -13,14 +13,18 @@ import pytest
 import torch
 
 from reprolib.errors import DataError, InvalidInput, RecordError, UnknownName, UnsupportedOperation
-from reprolib.lab import History, Record, Run, execute, train
+from reprolib.experiments import conduct, module
+from reprolib.experiments.red import figure2 as red_figure2
+from reprolib.experiments.red import protocol as red_protocol
+from reprolib.lab import History, Run, execute, train
 from reprolib.lab import methods as methods_module
-from reprolib.lab.experiments import conduct, follow, outstanding, red_figure2, red_protocol, together
 from reprolib.lab.methods import METHODS, take_step
-from reprolib.lab.record import differences, published, run_of
-from reprolib.lab.replay import differences as not_replayed
+from reprolib.lab.plan import follow, outstanding, together
 from reprolib.lab.train import Training, first_losses
-from reprolib.lab.verdict import by_seed
+from reprolib.records import Record
+from reprolib.records.record import differences, published, run_of
+from reprolib.records.replay import differences as not_replayed
+from reprolib.records.verdict import by_seed
 from reprolib.tasks import TASKS, task
 
 
@@ -273,7 +277,7 @@ def test_plans_advance_side_by_side():
 
 
 def test_what_is_outstanding_grows_with_what_is_done():
-    known, missing = outstanding("red/figure2", "smoke", lambda r: None)
+    known, missing = outstanding(module("red/figure2").plan("smoke"), lambda r: None)
     assert not known
     assert len({r.key for r in missing}) == len(missing)
     untuned = [r for r in missing if not r.held_out]
@@ -283,7 +287,7 @@ def test_what_is_outstanding_grows_with_what_is_done():
         table = pd.DataFrame({"loss": [dict(r.options).get("lr", 0.0)], "test_loss": [1.0], "seconds": [1.0]})
         return History(r, table, []) if r.stop_after != 1 else None
 
-    known, missing = outstanding("red/figure2", "smoke", find)
+    known, missing = outstanding(module("red/figure2").plan("smoke"), find)
     assert all(r.stop_after == 1 for r in missing)
     assert len(known) == len(untuned)
 

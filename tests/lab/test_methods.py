@@ -18,9 +18,9 @@ import torch
 from reprolib.errors import InvalidInput, UnknownName
 from reprolib.lab import Run, train
 from reprolib.lab.ensemble import train_together
-from reprolib.lab.figures import COLOURS
 from reprolib.lab.methods import METHODS, evaluating, method, take_step
 from reprolib.lab.train import Training
+from reprolib.show.figures import COLOURS
 from reprolib.tasks import task
 
 BY_HAND = {  # a method, its options, and the same as one would write it

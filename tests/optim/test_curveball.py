@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from reprolib.bench.harness import peak_memory
 from reprolib.curvature import expand
 from reprolib.errors import InvalidInput, ModelConsumed, SkippedStep, UnknownName
-from reprolib.lab.bench import peak_memory
 from reprolib.optim import Adler, CurveBall, curveball
 from reprolib.optim.curveball import coefficients, convergence_rate, converges, eigenvalues, transition
 from reprolib.tasks.toy import with_spectrum

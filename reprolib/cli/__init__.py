@@ -1,0 +1,52 @@
+"""The command line, ``reprolib GROUP COMMAND ...``: a thin group for each room, in a file of its own that is imported when it is asked for.
+
+Whatever reprolib raises on purpose ends in one line on standard error and exit status 1, without a traceback.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from reprolib import __version__
+from reprolib.errors import ReprolibError
+
+GROUPS = {  # name: its line in --help, kept here so that --help imports nothing
+    "bench": "Measure what things cost, as ratios within one process.",
+    "campaign": "Work down the list of experiments for as long as somebody lends a machine.",
+    "data": "List, download and verify data sets.",
+    "records": "List, verify and import the published results.",
+    "run": "Conduct an experiment and write its record.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a sub-group when it is used, and prints our errors in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the groups."""
+        return sorted(GROUPS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the group that is asked for."""
+        return import_module(f"{__name__}.{name}").command if name in GROUPS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the groups without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(GROUPS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; our errors become one line."""
+        try:
+            return super().invoke(ctx)
+        except ReprolibError as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="reprolib")
+def main() -> None:
+    """Five papers on curvature-based training: data, experiments and the book."""

@@ -1,0 +1,1 @@
+"""RED's experiments: the figures and tables of its paper, and beyond."""

@@ -1,0 +1,330 @@
+"""What RED's experiments share: its methods, the baselines and their grid, the tasks at each scale (appendix B).
+
+The baselines' (τ0, d) is the pair with the lowest training loss after the first fifth of the epochs. Below paper scale
+training is shorter, so a decay d per epoch becomes d^(paper's epochs / ours): the same total decay; and the grid is
+searched by halving: every τ0 for a while without decay, then the best few with every decay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from reprolib.experiments.column import Column as Base
+from reprolib.experiments.column import Options
+from reprolib.lab import tuning
+from reprolib.lab.methods import method
+from reprolib.lab.plan import Plan, together
+from reprolib.lab.run import Run
+from reprolib.lab.train import FINISHED
+from reprolib.records.record import DEFAULT, REPORTED, TRIAL, Record
+from reprolib.records.verdict import by_seed, over_cases, unless_idle
+
+# every option of RED at its default, on every task (claim red-c06); of the baselines, what PyTorch would do untuned
+RED_METHODS = ("red-sgd", "red-rmsprop")
+BASELINES: dict[str, dict[str, Any]] = {"sgd": {"lr": 1e-3}, "rmsprop": {"lr": 1e-3}}
+PAIRS = tuple(zip(RED_METHODS, BASELINES, strict=True))
+STEPS = tuple(m * 10.0**n for n in range(-5, 2) for m in (1, 5))  # appendix B: {1, 5}·10ⁿ, n = −5…1
+TUNED_FRACTION = 0.2  # of the epochs, as in the paper
+SEEDS = (0, 1, 2)
+AFFORDABLE = 2.3  # times the seconds of a baseline's epoch; the paper's Table 3 has 1.1 to 1.84
+
+
+@dataclass(frozen=True)
+class Column(Base):
+    """One task of RED's benchmark at one scale."""
+
+    decays: tuple[float, ...]  # the paper's d, per epoch of the paper
+    paper_epochs: int
+    steps: tuple[float, ...] = STEPS
+    ends: bool = False  # keep the last weights of RED's runs
+
+    @property
+    def tuning_epochs(self) -> int:
+        """How long a trial trains."""
+        return max(1, round(TUNED_FRACTION * self.epochs))
+
+    def decay(self, d: float) -> float:
+        """The paper's ``d`` per epoch, translated to this training's length with the same total decay."""
+        return d ** (self.paper_epochs / self.epochs)
+
+    def runs(self, name: str, seeds: Sequence[int], options: Options | None = None, **more: Any) -> list[Run]:
+        """One run per seed."""
+        return super().runs(name, seeds, options, **({"keeps_end": self.ends and name in RED_METHODS} | more))
+
+    def tuned(
+        self, baseline: str, seeds: Sequence[int], *, halving: bool, decays: bool = True, options: Options | None = None
+    ) -> Plan:
+        """Tune ``baseline`` and run what was chosen: the tuning's result, with the histories under ``histories``.
+
+        Args:
+            baseline: the method.
+            seeds: of the runs with what was chosen.
+            halving: see :func:`reprolib.lab.tuning.tune`.
+            decays: whether it has a decay d to be chosen, too.
+            options: of the method, in all runs.
+        """
+        constant, fixed = {"decay": 1.0} if decays else {}, options or {}
+
+        def with_decays(tried: Options) -> list[Options]:
+            return [tried | {"decay": self.decay(d)} for d in self.decays] if decays else [tried]
+
+        first = [{"lr": lr} | constant | fixed for lr in self.steps]
+        found = yield from tuning.tune(
+            lambda tried, epochs: self.trial(baseline, tried, epochs),
+            first,
+            self.tuning_epochs,
+            with_decays,
+            halving=halving,
+        )
+        return found | {"histories": (yield self.runs(baseline, seeds, found["options"]))}
+
+    def untuned(self, seeds: Sequence[int]) -> Plan:
+        """The histories of the methods that need no tuning, and of the baselines without it."""
+        red = [run for name in RED_METHODS for run in self.runs(name, seeds)]
+        return (yield from self.beside_defaults(red, BASELINES, seeds))
+
+
+_CLASSIFIER: dict[str, Any] = {"decays": (0.97, 0.98, 0.99, 1.0), "paper_epochs": 200}
+_LONG: dict[str, Any] = {"decays": (0.99, 0.995, 1.0), "paper_epochs": 500}
+_SMALL: dict[str, Any] = _LONG | {"decays": (0.99, 1.0), "held_out": 144}
+_FEW = {"steps": (0.1, 1.0)}
+_COARSE = STEPS[::2]  # powers of ten
+_DESK: dict[str, Any] = _LONG | {"held_out": 500, "train_size": 5000, "test_size": 2000, "steps": _COARSE}
+COLUMNS: dict[str, dict[str, Column]] = {
+    "smoke": {
+        "mnist": Column("digits-classifier", 5, 256, held_out=144, **(_CLASSIFIER | {"decays": (0.98, 1.0)})),
+        "autoencoder": Column("digits-autoencoder", 5, 256, **_SMALL),
+        "cifar10": Column("digits-convnet", 8, 256, ends=True, **(_SMALL | _FEW)),
+        "cifar100": Column("digits-convnet-with-batch-norm", 8, 256, ends=True, **(_SMALL | _FEW)),
+        "short autoencoder": Column("digits-autoencoder", 5, 256, **(_SMALL | _FEW)),
+    },
+    "desk": {
+        "mnist": Column("mnist-classifier", 20, 256, held_out=6000, **_CLASSIFIER),
+        "autoencoder": Column("mnist-autoencoder", 15, 256, train_size=10_000, held_out=1000, **_LONG),
+        "cifar10": Column("cifar10-small-vgg11", 16, 128, ends=True, **_DESK),
+        "cifar100": Column("cifar100-convnet-with-batch-norm", 16, 128, ends=True, **_DESK),
+        "short autoencoder": Column("mnist-autoencoder", 8, 256, **_DESK),
+    },
+    "paper": {
+        "mnist": Column("mnist-classifier", 200, 256, held_out=6000, **_CLASSIFIER),
+        "autoencoder": Column("mnist-autoencoder", 500, 256, held_out=6000, **_LONG),
+        "cifar10": Column("cifar10-vgg11", 500, 256, held_out=5000, ends=True, **_LONG),
+        "cifar100": Column("cifar100-vgg19", 500, 256, held_out=5000, ends=True, **_LONG),
+    },
+}
+COLUMNS["paper"]["short autoencoder"] = COLUMNS["paper"]["autoencoder"]  # it is long there
+
+
+def seeds(scale: str) -> tuple[int, ...]:
+    """The reported seeds; at smoke scale one shows that everything works."""
+    return SEEDS[:1] if scale == "smoke" else SEEDS
+
+
+def halves(scale: str) -> bool:
+    """Whether the grid is searched by halving: the paper searched all of it."""
+    return scale != "paper"
+
+
+def figure2(scale: str, columns: Sequence[str], seeds: Sequence[int] = SEEDS) -> Plan:
+    """Tune the baselines, run all four methods on all seeds, and the baselines without tuning; the notes have the grids."""
+    chosen = [COLUMNS[scale][name] for name in columns]
+    pairs = [(column, baseline) for column in chosen for baseline in BASELINES]
+    found = yield from together(
+        [column.untuned(seeds) for column in chosen]
+        + [column.tuned(baseline, seeds, halving=halves(scale)) for column, baseline in pairs]
+    )
+    untuned, tuned = found[: len(chosen)], found[len(chosen) :]
+    histories = {
+        REPORTED: [h for red, _ in untuned for h in red] + [h for t in tuned for h in t["histories"]],
+        DEFAULT: [h for _, default in untuned for h in default],
+        TRIAL: [h for t in tuned for h in t["trials"]],
+    }
+    notes = [note(column, baseline, result) for (column, baseline), result in zip(pairs, tuned, strict=True)]
+    return histories, {"tuning": notes}
+
+
+def note(of: Column, baseline: str, result: dict[str, Any]) -> dict[str, Any]:
+    """What a record keeps of a tuning."""
+    kept = ("options", "by_validation", "first_round", "grid")
+    return {"task": of.task, "method": baseline} | {name: result[name] for name in kept}
+
+
+class Figures:
+    """Numbers of the reported runs of a record, by task, method and seed, for verdicts."""
+
+    def __init__(self, record: Record):
+        self.table = record.table
+        self.reported = {key: run for key, run in record.runs.items() if run["role"] == REPORTED}
+        self.tasks = list(dict.fromkeys(self.table["task"]))
+        self.seeds = sorted(set(self.table["seed"]))
+        self.final = self.table.groupby(
+            ["task", "method", "seed"]
+        ).last()  # of each column the last value that is known
+
+    def run(self, task: str, name: str, seed: int) -> pd.DataFrame:
+        """The rows of one run."""
+        table = self.table
+        return table[(table["task"] == task) & (table["method"] == name) & (table["seed"] == seed)]
+
+    def untrained(self, task: str, name: str, seed: int) -> float:
+        """The loss of the first batch."""
+        of = {"task": task, "method": name, "seed": seed}
+        runs = (run for run in self.reported.values() if run["specification"].items() >= of.items())
+        return next(runs)["first_losses"][0]
+
+    def at(self, task: str, name: str, seed: int, fraction: float, column: str = "step") -> float:
+        """A column's value after this fraction of training."""
+        rows = self.run(task, name, seed).dropna(subset=[column])
+        return rows.loc[(rows["epoch"] - fraction * rows["epoch"].max()).abs().idxmin(), column]
+
+    def by_seed(
+        self, claim: str, statement: str, task: str, criterion: str, holds: Sequence[bool | None]
+    ) -> dict[str, str]:
+        """A row of verdicts."""
+        return row(claim, statement, task, criterion, by_seed(holds))
+
+    def drawn(self, figure: str) -> list[dict[str, str]]:
+        """The claim that a figure can be made: a row per task, a curve that breaks off counts against it."""
+        last = self.table.groupby("key")[["loss", "step"]].tail(1).notna().all(axis=1)
+        broken = set(self.table.loc[last.index[~last], "key"])  # a method that finds no finite step stands still
+        whole = {key: run["status"] == FINISHED and key not in broken for key, run in self.reported.items()}
+        return [
+            row(
+                f"red-{figure}",
+                f"Figure {figure[3:]}",
+                task,
+                "every curve is there, for every seed, until the last epoch",
+                over_cases([ok for key, ok in whole.items() if self.reported[key]["specification"]["task"] == task]),
+            )
+            for task in self.tasks
+        ]
+
+    # ---- the claims about figure 2, on one task
+
+    def competitive(self, task: str) -> list[dict[str, str]]:
+        """Claim red-c01."""
+
+        def holds(red: str, baseline: str, seed: int) -> bool | None:
+            limit = 2 * self.final["loss"][task][baseline][seed]
+            return unless_idle(self.final["loss"][task][red][seed] <= limit, self.untrained(task, red, seed) <= limit)
+
+        return [
+            self.by_seed(
+                "red-c01",
+                f"{method(red).label} is competitive",
+                task,
+                "final training loss ≤ 2 × the tuned baseline's, that of the untrained network is not",
+                [holds(red, baseline, s) for s in self.seeds],
+            )
+            for red, baseline in PAIRS
+        ]
+
+    def warm_up(self, task: str) -> list[dict[str, str]]:
+        """Claim red-c02."""
+        one_epoch = 1 / self.table.loc[self.table["task"] == task, "epoch"].max()
+        return [
+            self.by_seed(
+                "red-c02",
+                f"the step of {method(red).label} warms up",
+                task,
+                "step after a quarter of training ≥ 1.5 × after the first epoch",
+                [self.at(task, red, s, 0.25) >= 1.5 * self.at(task, red, s, one_epoch) for s in self.seeds],
+            )
+            for red in RED_METHODS
+        ]
+
+    def smaller(self, task: str, fraction: float = 0.02) -> list[dict[str, str]]:
+        """Claim red-c03."""
+        return [
+            self.by_seed(
+                "red-c03",
+                f"the tuned step of {method(baseline).label.split(',')[0]} is far below RED's",
+                task,
+                f"RED's step ≥ 5 × the tuned one after {100 * fraction:g} % of training",
+                [self.at(task, red, s, fraction) >= 5 * self.at(task, baseline, s, fraction) for s in self.seeds],
+            )
+            for red, baseline in PAIRS
+        ]
+
+    def affordable(self, task: str) -> list[dict[str, str]]:
+        """Claim red-tab3-time."""
+        seconds = self.final["seconds"] / self.final["epoch"]
+        return [
+            self.by_seed(
+                "red-tab3-time",
+                f"an epoch of {method(red).label} is affordable",
+                task,
+                f"its seconds ≤ {AFFORDABLE:g} × the baseline's",
+                [seconds[task][red][s] <= AFFORDABLE * seconds[task][baseline][s] for s in self.seeds],
+            )
+            for red, baseline in PAIRS
+        ]
+
+    def overfits(self, task: str) -> list[dict[str, str]]:
+        """Claim red-c04."""
+
+        def soon(red: str, seed: int) -> bool | None:
+            limit = 2 * self.final["epoch_loss"][task][red][seed]
+            return unless_idle(
+                self.at(task, red, seed, 0.1, "epoch_loss") < limit, self.untrained(task, red, seed) < limit
+            )
+
+        rows = []
+        for red, baseline in PAIRS:
+            losses = {(m, s): self.run(task, m, s)["test_loss"].dropna() for m in (red, baseline) for s in self.seeds}
+            last = {key: values.iloc[-1] for key, values in losses.items()}
+            label = method(red).label
+            rows += [
+                self.by_seed(
+                    "red-c04",
+                    f"with {label} the test loss rises before the end",
+                    task,
+                    "its minimum lies in the first nine tenths of training",
+                    [losses[red, s].argmin() + 1 <= 0.9 * len(losses[red, s]) for s in self.seeds],
+                ),
+                self.by_seed(
+                    "red-c04",
+                    f"{label} overfits more than the tuned baseline",
+                    task,
+                    "its test loss at the end is above the baseline's",
+                    [last[red, s] > last[baseline, s] for s in self.seeds],
+                ),
+                self.by_seed(
+                    "red-c04",
+                    f"{label} has used the network's capacity early",
+                    task,
+                    "its training loss after a tenth of training < 2 × the final one, that of the untrained network is not",
+                    [soon(red, s) for s in self.seeds],
+                ),
+            ]
+        return rows
+
+    def without_tuning(self) -> list[dict[str, str]]:
+        """Claim red-c06."""
+        red = [run for run in self.reported.values() if run["specification"]["method"] in RED_METHODS]
+        return [
+            self.by_seed(
+                "red-c06",
+                "RED has no hyper-parameter",
+                task,
+                "no option is given to it, and no run diverges or fails",
+                [
+                    all(
+                        not run["specification"]["options"] and run["status"] == FINISHED
+                        for run in red
+                        if (run["specification"]["task"], run["specification"]["seed"]) == (task, seed)
+                    )
+                    for seed in self.seeds
+                ],
+            )
+            for task in self.tasks
+        ]
+
+
+def row(claim: str, statement: str, task: str, criterion: str, verdict: str) -> dict[str, str]:
+    """A row of verdicts, as every experiment returns them."""
+    return dict(claim=claim, statement=statement, task=task, criterion=criterion, verdict=verdict)

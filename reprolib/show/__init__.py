@@ -1,0 +1,1 @@
+"""How results are shown: style, figures, what a page says of a record, slices through a loss."""

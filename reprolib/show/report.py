@@ -1,0 +1,86 @@
+"""What a notebook says: numbers for the prose, statements that are checked, and the line that tells where results are from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from reprolib.records.record import REPORTED, SCALES, Record
+from reprolib.records.verdict import NOT_REPRODUCED, REPRODUCED
+from reprolib.tasks import task
+
+
+def value(name: str, v: Any) -> None:
+    """Make ``v`` available to the prose as ``{glue}`` under ``name``: nobody types a measured number into a page.
+
+    The output has the form of ``myst_nb.glue``, which would import Sphinx into every kernel.
+    """
+    from IPython.display import display
+
+    v = v.item() if hasattr(v, "item") else v  # NumPy and PyTorch scalars do not print as numbers
+    mime = "application/papermill.record/"
+    display({f"{mime}text/plain": repr(v)}, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": mime}})
+
+
+def check(statement: str, holds: Any) -> None:
+    """Print ``statement`` if it holds; stop the notebook if it does not."""
+    if not bool(holds):
+        raise AssertionError(f"does not hold: {statement}")
+    print(f"holds: {statement}")
+
+
+def origin(record: Record, redo: str) -> str:
+    """Markdown line: scale, device, date of a record, and what re-doing it takes."""
+    made = record.made
+    more = f" and {made['tuning_minutes']:.0f} more for tuning" if made["tuning_minutes"] else ""
+    early = f" ({made['ended_early']} diverged or failed, {made['trials_ended_early']} of them trials)"
+    early = early if made["ended_early"] else ""
+    threads = " or ".join(str(t) for t in made["threads"])
+    return (
+        f"**Scale** {made['scale']} · **device** {', '.join(made['devices'])}, {threads} thread(s) a run · "
+        f"**made** {', '.join(made['dates'])} · "
+        f"{made['runs']} runs{early}, {made['minutes']:.0f} minutes of process time{more} · "
+        f"**redo** `{redo}`"
+    )
+
+
+def conditions(*records: Record, role: str = REPORTED) -> str:
+    """What the caption of a figure says of records whose runs it shows: ``Scale desk, device AMD EPYC, 3 seeds.``
+
+    Where they differ, all that occur are named.
+    """
+    scales = sorted({record.scale for record in records}, key=SCALES.index)
+    devices = sorted({device for record in records for device in record.made["devices"]})
+    seeds = sorted({record.of_role(role)["seed"].nunique() for record in records} - {0})  # none kept, nothing to say
+    counted = f", {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}" if seeds else ""
+    return f"Scale {' and '.join(scales)}, device {' and '.join(devices)}{counted}."
+
+
+Rows = Sequence[Mapping[str, str]]  # of an experiment's ``verdicts``
+
+
+def verdicts(rows: Rows) -> pd.DataFrame:
+    """The table of an experiment's verdicts, by claim; the verdict stands in front, where a narrow screen shows it."""
+    table = pd.DataFrame(list(rows)).sort_values("claim", kind="stable")
+    table["task"] = [task(name).title for name in table["task"]]
+    return table.set_index("claim")[["verdict", "statement", "task", "criterion"]]
+
+
+def tally(rows: Rows) -> str:
+    """How often each verdict was reached; that a figure could be drawn is not counted among what it shows.
+
+    >>> row = {"statement": "RED competes", "claim": "red-c01"}
+    >>> tally([row | {"verdict": "reproduced"}, row | {"verdict": "inconclusive"}])
+    '2 statements: 1 reproduced, 0 not reproduced, 1 inconclusive.'
+    >>> tally([row | {"verdict": "reproduced"}, {"claim": "red-fig2", "statement": "Figure 2", "verdict": "partly"}])
+    '1 statement: 1 reproduced, 0 not reproduced. Figure complete in 0 of 1 cases.'
+    """
+    drawn = [row["verdict"] for row in rows if "-fig" in row["claim"]]
+    counts = Counter({REPRODUCED: 0, NOT_REPRODUCED: 0})
+    counts.update(row["verdict"] for row in rows if "-fig" not in row["claim"])
+    said = f"{counts.total()} statement{'s' * (counts.total() != 1)}: "
+    said += ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) + "."
+    return said + f" Figure complete in {drawn.count(REPRODUCED)} of {len(drawn)} cases." * bool(drawn)
