@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from click.testing import CliRunner
 
-from reprolib.cli import GROUPS, main
+from reprolib.cli import main
 from reprolib.tasks.data import CATALOG
 from reprolib.tasks.data.catalog import Entry, File
 from reprolib.tasks.data.formats import read_libsvm
