@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it went well, 1 if a chapter or the book failed, 2 if the request made no sense."""
     parser = argparse.ArgumentParser(prog="python -m reprolib.book", description=__doc__)
     parser.add_argument("command", choices=["build", "execute", "references", "notebook", "readme"])
-    parser.add_argument("--scale", default="smoke", help="smoke, desk or paper")
+    parser.add_argument("--scale", default="smoke", help="smoke, desk, night or paper")
     parser.add_argument(
         "--only", default="", help="chapters whose name starts with this, such as red/ or red/derivation"
     )

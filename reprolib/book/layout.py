@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reprolib.errors import InvalidInput, UnknownName
 
-SCALES = ("smoke", "desk", "paper")
+SCALES = ("smoke", "desk", "night", "paper")
 
 
 def check_scale(scale: str) -> str:

@@ -7,13 +7,13 @@ experiments' records.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from reprolib.errors import InvalidInput, RecordError, UnknownName
+from reprolib.records import strict_yaml
 from reprolib.records.verdict import NOT_TESTABLE, combined
 
 PAPERS = ("red", "summary", "adler", "curveball", "csdd", "family")  # family: what we add about all five
@@ -57,7 +57,7 @@ def claims(path: Path | None = None) -> dict[str, Claim]:
             finding that no test makes.
     """
     path = path or source()
-    content = _load(_read(path).decode("utf-8"), path)
+    content = strict_yaml.load(_read(path).decode("utf-8"), path.name)
     if not isinstance(content, dict) or not content:
         raise InvalidInput(f"{path.name} maps no ids to claims")
     return {str(id): _claim(str(id), about) for id, about in content.items()}
@@ -90,28 +90,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise RecordError(f"no claims in {path}: they are part of the source tree, not of the package") from error
-
-
-def _load(text: str, path: Path) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """YAML where a key that comes twice is an error and does not silently win over the first."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        names = Counter(str(key.value) for key, _ in node.value)
-        twice = [name for name, count in names.items() if count > 1]
-        if twice:
-            raise InvalidInput(
-                f"{path.name}: {twice[0]!r} comes twice in what begins on line {node.start_mark.line + 1}"
-            )
-        return loader.construct_mapping(node, deep=True)
-
-    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
-    try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise RecordError(f"{path.name} is no YAML: {error}") from error
 
 
 def _claim(id: str, about: Any) -> Claim:
