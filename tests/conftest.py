@@ -12,6 +12,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "claim(id, file, old, new): the test of a claim; `old` -> `new` in reprolib/`file` must turn it red (tests/mutants.py)",
     )
+    config.addinivalue_line(
+        "markers", "mutant(name, file, old, new): the same for a case of a test that stands for no claim"
+    )
     try:
         from hypothesis import settings
     except ImportError:
