@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ class Dataset:
         classes: number of classes.
         scale: what a raw value is divided by to lie in [0, 1]: 255 for images, 16 for digits, 1 for LIBSVM sets.
         images: where the training part holds several views of each image, how many images there are; else 0.
+        files: checksums of what it was read from, by name.
+        published: whether everybody has the same; features are what somebody's machine made of them.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Dataset:
     classes: int
     scale: float
     images: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
+    published: bool = True
 
 
 def load(name: str, *, folder: str | os.PathLike | None = None, download: bool = True) -> Dataset:
@@ -82,7 +87,9 @@ def load(name: str, *, folder: str | os.PathLike | None = None, download: bool =
 
         fetch(name, folder=place)
     train, test = (_split(which, files, part, place) for part, files in enumerate((which.train, which.test)))
-    return Dataset(name, train, test, which.classes, which.scale)
+    kind = "sha256 of the values" if which.kind == "libsvm" else "md5"  # as the catalogue has them, and just compared
+    files = {file.name: f"{kind} {file.digest}" for file in which.files}
+    return Dataset(name, train, test, which.classes, which.scale, files=files)
 
 
 def _split(which: Entry, files: tuple[File, ...], part: int, folder: Path) -> Split:
@@ -114,7 +121,9 @@ def _digits(which: Entry) -> Dataset:
     if tuple(x.shape) != expected:
         raise DataError(f"scikit-learn's digits have shape {tuple(x.shape)} instead of {expected}")
     train, test = Split(x[~is_test], y[~is_test]), Split(x[is_test], y[is_test])
-    return Dataset(which.name, train, test, which.classes, which.scale)
+    digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+    files = {"digits of scikit-learn": f"sha256 of the values {digest}"}
+    return Dataset(which.name, train, test, which.classes, which.scale, files=files)
 
 
 @functools.cache
