@@ -8,9 +8,8 @@ from pathlib import Path
 from reprolib.bench.harness import Costs
 from reprolib.book.layout import Layout
 from reprolib.experiments import experiments, verdicts_of
-from reprolib.experiments.red import figure2 as red_figure2
 from reprolib.records.claims import claims
-from reprolib.records.record import SCALES, Record, folder
+from reprolib.records.record import SCALES, Record, folder, joined
 from reprolib.records.verdict import combined
 from reprolib.show import figures
 
@@ -41,7 +40,9 @@ def write(layout: Layout) -> list[Path]:
     import matplotlib.pyplot as plt
 
     figures.use_style()
-    figure = figures.panels(Record.load(red_figure2.NAME).table, ["loss", "step"])
+    figure = figures.panels(
+        joined("red", [Record.load("red/mnist"), Record.load("red/autoencoder")]).table, ["loss", "step"]
+    )
     # a README is read on white and on black: give the picture its own ground
     figure.savefig(layout.root / PICTURE, dpi=130, facecolor="white", metadata={"Software": None})
     plt.close(figure)

@@ -32,17 +32,23 @@ from reprolib.lab.store import Store, runs_folder
 from reprolib.lab.train import History, train
 
 PRIORITY = [  # in the order in which a GPU's time is best spent
-    ("red/figure2", "paper"),
+    ("red/mnist", "paper"),
+    ("red/autoencoder", "paper"),
     ("red/cifar10", "paper"),
     ("red/averaging", "paper"),
-    ("red/annealing", "paper"),
-    ("red/batches", "paper"),
+    ("red/annealing-cifar10", "paper"),
+    ("red/annealing-cifar100", "paper"),
+    ("red/batches-cifar10", "paper"),
+    ("red/batches-cifar100", "paper"),
     ("red/momentum", "paper"),
     ("red/regularisation", "paper"),
-    ("red/comparison", "paper"),
+    ("red/comparison-cifar10", "paper"),
+    ("red/comparison-autoencoder", "paper"),
     ("red/cifar100", "paper"),
     ("red/hyperconvergence", "paper"),
-    ("red/beyond", "paper"),
+    ("red/beyond-resnet18", "paper"),
+    ("red/beyond-vit", "paper"),
+    ("red/beyond-gpt", "paper"),
     ("compare/first-look", "paper"),
 ]
 FILES, SIZE = 8, 16 * 2**20

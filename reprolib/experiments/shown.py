@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
-from reprolib.experiments import conduct
+from reprolib.experiments import conduct, verdicts_of
 from reprolib.lab.execute import execute
 from reprolib.lab.store import runs_folder
-from reprolib.records.record import Record
+from reprolib.records.record import Record, joined
 from reprolib.show import report
 
 
@@ -20,6 +21,11 @@ class Shown:
 
     live: Record
     best: Record
+
+    @property
+    def verdicts(self) -> list[dict[str, str]]:
+        """What the best record says of the papers' claims."""
+        return verdicts_of(self.best)
 
     def origin(self, chapter: str) -> None:
         """Display where both are from, and the command that makes ``chapter`` at their scales again.
@@ -35,6 +41,42 @@ class Shown:
         display(Markdown(line))
         report.value(self.best.name, report.conditions(self.best))
         report.value(f"{self.live.name} live", report.conditions(self.live))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Experiments that a figure shows side by side, each from its own best record; ``live`` and ``best`` have all their runs."""
+
+    name: str
+    parts: tuple[Shown, ...]
+
+    @cached_property
+    def live(self) -> Record:
+        """What was conducted now."""
+        return joined(self.name, [part.live for part in self.parts])
+
+    @cached_property
+    def best(self) -> Record:
+        """The best records."""
+        return joined(self.name, [part.best for part in self.parts])
+
+    @property
+    def verdicts(self) -> list[dict[str, str]]:
+        """What the best records say of the papers' claims."""
+        return [row for part in self.parts for row in part.verdicts]
+
+    def origin(self, chapter: str) -> None:
+        """As :meth:`Shown.origin`, a line for each; for captions ``{glue}`` has the conditions of all under ``name``."""
+        for part in self.parts:
+            part.origin(chapter)
+        report.value(self.name, report.conditions(*(part.best for part in self.parts)))
+        report.value(f"{self.name} live", report.conditions(*(part.live for part in self.parts)))
+
+
+def columns(name: str, tasks: Sequence[str], scale: str) -> Columns:
+    """The experiments ``NAME-TASK``, or ``NAME/TASK`` if ``name`` is that of a paper, as :func:`show` shows each of them."""
+    link = "-" if "/" in name else "/"
+    return Columns(name, tuple(show(f"{name}{link}{task}", scale) for task in tasks))
 
 
 def provenance(*results: Shown) -> None:

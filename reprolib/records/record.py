@@ -2,7 +2,7 @@
 
 They lie under ``<experiment>/<scale>``. The table has one row per logged point of each run, under the run's ``key``; the JSON
 has under that key each run's specification, status, first losses, environment and *role*: ``reported``, ``default`` (a
-baseline as its library has it, beside the tuned one) or ``trial`` (of the tuning; only its last row is kept). Whatever was
+baseline that nobody tuned, beside the tuned one) or ``trial`` (of the tuning; only its last row is kept). Whatever was
 tried is there, diverged and failed runs too. A record is read by name; the best scale that has one is the default.
 """
 
@@ -187,6 +187,22 @@ class Record:
             runs[key] = run | {"environment": environments.index(run["environment"])}
         head = {"format": FORMAT, "name": self.name, "scale": self.scale, "claims": self.judged_by}
         return head | {"notes": self.notes, "environments": environments, "runs": runs}
+
+
+def joined(name: str, records: Sequence[Record]) -> Record:
+    """Records of several experiments as one, for figures that show them side by side; its scale names all of theirs.
+
+    Of their notes, lists are chained and mappings merged.
+    """
+    whole, *others = records
+    notes = dict(whole.notes)
+    for other in others:
+        whole = whole._with(other)
+        for key, value in other.notes.items():
+            notes[key] = (
+                value if key not in notes else notes[key] | value if isinstance(value, dict) else notes[key] + value
+            )
+    return Record(name, " and ".join(dict.fromkeys(r.scale for r in records)), whole.rows, whole.runs, notes)
 
 
 def differences(a: Record, b: Record) -> list[str]:

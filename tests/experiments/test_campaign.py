@@ -133,4 +133,4 @@ def test_it_needs_torch_numpy_and_pandas_only(tmp_path):
     result = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True, env=environ)
     said = result.stdout + result.stderr
     assert result.returncode == 0, said
-    assert "red/figure2 at paper\npassed over: downloading mnist needs pooch" in said
+    assert "red/mnist at paper\npassed over: downloading mnist needs pooch" in said

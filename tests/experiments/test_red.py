@@ -12,6 +12,7 @@ import torch
 from reprolib.curvature import expand
 from reprolib.experiments import conduct, experiments, module, verdicts_of
 from reprolib.experiments.campaign import PRIORITY, _done
+from reprolib.experiments.column import Column
 from reprolib.experiments.red import (
     annealing as red_annealing,
 )
@@ -42,15 +43,15 @@ from reprolib.experiments.red import (
 from reprolib.experiments.red import (
     regularisation as red_regularisation,
 )
-from reprolib.experiments.red.protocol import COLUMNS, SEEDS, Column, Figures
+from reprolib.experiments.red.protocol import COLUMNS, SEEDS, Figures
 from reprolib.lab import Run, execute, train
 from reprolib.lab.plan import follow, outstanding
 from reprolib.lab.store import Store
 from reprolib.lab.train import History, Training
 from reprolib.records.record import DEFAULT, REPORTED, TRIAL, Record
+from reprolib.tasks import task
 
 RED = sorted(name for name in experiments() if name.startswith("red/"))
-NEW = [name for name in RED if name != "red/figure2"]
 
 
 def pretended(runs):
@@ -98,14 +99,14 @@ def test_every_plan_records_what_it_asks_for_and_keeps_the_test_set_out_of_tunin
         if scale == "paper":
             assert run.train_size is None and run.test_size is None
     claims = [row["claim"] for row in verdicts_of(record)]
-    assert claims or name == "red/beyond"
+    assert claims or name.startswith("red/beyond-")
     assert all(row.keys() == {"claim", "statement", "task", "criterion", "verdict"} for row in verdicts_of(record))
 
 
 def test_a_campaign_makes_all_of_them_in_the_order_of_their_worth():
     order = [name for name, scale in PRIORITY if scale == "paper" and name in RED]
     assert sorted(order) == RED
-    assert order[:4] == ["red/figure2", "red/cifar10", "red/averaging", "red/annealing"]
+    assert order[:4] == ["red/mnist", "red/autoencoder", "red/cifar10", "red/averaging"]
 
 
 def test_the_paper_scale_is_the_paper():
@@ -125,7 +126,7 @@ def test_the_paper_scale_is_the_paper():
     assert (paper["mnist"].tuning_epochs, paper["cifar10"].tuning_epochs) == (40, 100)
     assert red_annealing.CYCLES["paper"] == (5, 13, 2)
     assert red_averaging.BETAS == (0.0, 0.5, 0.9, 0.99)
-    assert red_batches.BATCHES == (4, 8, 16, 32, 64, 128, 256) and red_batches.SIZES["paper"].epochs == 100
+    assert red_batches.BATCHES == (4, 8, 16, 32, 64, 128, 256) and red_batches.SIZES["paper"]["cifar10"].epochs == 100
     assert red_momentum.BETA == 0.9 and pytest.approx((1.0, 0.1)) == red_momentum.ELLS
     assert red_regularisation.LAMBDAS == red_comparison.LAMBDAS == (1e-7, 1e-4)
 
@@ -140,14 +141,15 @@ def test_figures_share_the_runs_that_they_have_in_common(scale):
 
     figure2 = keys("red/cifar10")
     assert len(figure2) == 3
-    for name in ("red/averaging", "red/annealing", "red/regularisation", "red/comparison"):
+    for name in ("red/averaging", "red/annealing-cifar10", "red/regularisation", "red/comparison-cifar10"):
         assert figure2 < keys(name)
     assert keys("red/cifar100") < keys("red/momentum")
+    assert keys("red/cifar100") < keys("red/annealing-cifar100")
 
 
 def test_what_can_be_done_now_does_not_depend_on_weights(tmp_path):
-    known, missing = outstanding(module("red/annealing").plan("smoke"), Store(tmp_path).read)
-    assert not known and len(missing) == 8
+    known, missing = outstanding(module("red/annealing-cifar10").plan("smoke"), Store(tmp_path).read)
+    assert not known and len(missing) == 4
 
 
 # ---- annealing
@@ -205,7 +207,7 @@ def test_a_campaign_carries_no_weights(tmp_path):
     def carried(runs):
         return pretended(runs)  # which have no end either
 
-    _, notes = follow(red_annealing.plan("smoke"), carried)
+    _, notes = follow(red_annealing.annealing("smoke", "cifar10"), carried)
     assert notes["segments"] == []
 
 
@@ -256,7 +258,7 @@ def test_annealing_is_judged_by_its_phases(rises):
         for s in (0, 1)
     ]
     verdict = "reproduced" if rises else "not reproduced"
-    found = of(record("red/annealing", rows, cycle=[2, 5, 1], segments=barriers))
+    found = of(record("red/annealing-cifar10", rows, segments=barriers))
     assert found["with RED-SGD hyperexploration raises the training loss"] == verdict
     assert found["with RED-SGD \u2113 = 1 does not raise the training loss"] == "reproduced"
     assert found["RED-SGD with and without annealing end in different basins"] == verdict
@@ -305,7 +307,7 @@ def test_batches_are_judged_against_the_number_of_classes(small, remembered, col
             accuracy = 0.8 if batch > 4 else remembered if kind else small
             run = Run.of("red-sgd", task="digits-convnet" + kind, seed=0, epochs=2, batch_size=batch)
             rows.append((run, columns([1.0, 1.0], test_accuracy=[0.1, accuracy])))
-    found = of(record("red/batches", rows, classes={"digits-convnet": 10}))
+    found = of(record("red/batches-cifar10", rows, classes={"digits-convnet": 10}))
     assert list(found.values()) == [("not reproduced", "reproduced")[x] for x in (collapse, repair)]
 
 
@@ -385,7 +387,7 @@ def test_regularisation_compares_losses_without_the_l2_term():
 
 def test_comparison_has_four_panels():
     rows = []
-    for name in red_comparison.PANELS:
+    for name in ("cifar10", "short autoencoder"):
         column = COLUMNS["smoke"][name]
         for λ in red_comparison.LAMBDAS:
             decay = {} if λ == red_comparison.DEFAULT_LAMBDA else {"weight_decay": λ}
@@ -397,13 +399,13 @@ def test_comparison_has_four_panels():
                 red, tuned = ({k: v[:1] * 4 + v for k, v in values.items()} for values in (red, tuned))
             rows += [(r, red) for r in column.runs("red-sgd", [0], decay)]
             rows += [(r, tuned) for r in column.runs("step-tuned", [0], {"lr": 0.1, "weight_decay": λ})]
-    found = [row["verdict"] for row in verdicts_of(record("red/comparison", rows)) if row["claim"] == "red-c24"]
+    found = [row["verdict"] for row in verdicts_of(record("red/comparison-cifar10", rows)) if row["claim"] == "red-c24"]
     assert found == ["reproduced"] * 12
 
 
 def test_a_figure_with_a_run_that_ended_early_is_not_complete():
     run = Run.of("red-sgd", task="digits-classifier", seed=0, epochs=4, batch_size=256)
-    made = record("red/figure2", [(run, columns([4.0, 3.0])), (replace(run, seed=1), columns([4.0, 3.0]))])
+    made = record("red/mnist", [(run, columns([4.0, 3.0])), (replace(run, seed=1), columns([4.0, 3.0]))])
     assert [row["verdict"] for row in Figures(made).drawn("fig2")] == ["reproduced"]
     made.runs[run.key]["status"] = "diverged"
     (row,) = Figures(made).drawn("fig2")
@@ -419,7 +421,7 @@ def test_who_learns_nothing_is_not_competitive(untrained, red, expected):
         pairs = [(name, value) for name in red_protocol.RED_METHODS] + [(name, 1.0) for name in red_protocol.BASELINES]
         return [(Run.of(name, **of), columns([value, value])) for name, value in pairs]
 
-    made = record("red/figure2", rows(red))
+    made = record("red/mnist", rows(red))
     for run in made.runs.values():
         run["first_losses"] = [untrained]
     verdict = {True: "reproduced", False: "not reproduced", None: "not testable here"}[expected]
@@ -431,7 +433,7 @@ def test_a_figure_with_a_curve_that_breaks_off_is_not_complete():
     whole = (run, columns([4.0, 3.0]))
     for column in ("step", "loss"):  # RED that finds no finite step any more finishes, and has not moved
         broken = columns([4.0, 3.0]) | {column: [1.0, math.nan]}
-        (row,) = Figures(record("red/figure2", [whole, (replace(run, seed=1), broken)])).drawn("fig2")
+        (row,) = Figures(record("red/mnist", [whole, (replace(run, seed=1), broken)])).drawn("fig2")
         assert row["verdict"] == "partly"
 
 
@@ -448,7 +450,7 @@ def test_an_epoch_is_affordable_up_to_a_factor():
                 options={} if name == red else {"lr": 0.1},
             )
             rows.append((run, columns([4.0, 3.0], seconds=[seconds, 2 * seconds])))
-    assert [row["verdict"] for row in Figures(record("red/figure2", rows)).affordable("digits-classifier")] == [
+    assert [row["verdict"] for row in Figures(record("red/mnist", rows)).affordable("digits-classifier")] == [
         "reproduced",
         "not reproduced",
     ]
@@ -468,7 +470,7 @@ def test_the_edge_of_the_grid():
 
 def test_figures_find_a_value_after_a_fraction_of_training():
     run = Run.of("red-sgd", task="digits-classifier", seed=0, epochs=4, batch_size=256)
-    seen = Figures(record("red/figure2", [(run, columns([4.0, 3.0, 2.0, 1.0], step=[0.1, 0.2, 0.3, 0.4]))]))
+    seen = Figures(record("red/mnist", [(run, columns([4.0, 3.0, 2.0, 1.0], step=[0.1, 0.2, 0.3, 0.4]))]))
     assert [seen.at(run.task, "red-sgd", 0, f) for f in (0.25, 0.5, 1.0)] == [0.1, 0.2, 0.4]
     assert seen.at(run.task, "red-sgd", 0, 0.1, "epoch_loss") == 4.0
 
@@ -486,19 +488,23 @@ def test_overfitting_is_three_statements():
 
 
 def test_a_column_translates_its_decay_and_limits_what_it_looks_at():
-    column = Column("digits-classifier", 10, 64, (0.9, 1.0), 100, held_out=50, train_size=500, test_size=40)
+    column = Column("digits-classifier", 10, 64, decays=(0.9, 1.0), paper_epochs=100, train_size=500, test_size=40)
     assert column.decay(0.9) == pytest.approx(0.9**10)
     (run,) = column.runs("sgd", [3], {"lr": 0.1})
     assert (run.train_size, run.test_size, run.keeps_end) == (500, 40, False)
-    assert replace(column, ends=True).runs("red-sgd", [3])[0].keeps_end
-    assert not replace(column, ends=True).runs("sgd", [3], {"lr": 0.1})[0].keeps_end
+    other = replace(column, fields_of={"red-sgd": {"keeps_end": True}, "csdd": {"epochs": 2, "train_size": 100}})
+    assert other.runs("red-sgd", [3])[0].keeps_end
+    assert not other.runs("sgd", [3], {"lr": 0.1})[0].keeps_end
+    assert [(r.epochs, r.train_size) for r in other.runs("csdd", [3])] == [(2, 100)]
 
 
 def test_beyond_has_both_definitions_only_with_batch_norm():
-    residual, vision, text = red_beyond.SIZES["paper"].columns
-    assert [column.batch_norm for column in (residual, vision, text)] == [True, False, False]
-    names = [{red_beyond.variant({"options": o}) for _, o in column.variants} for column in (residual, vision)]
-    assert names == [{"", "every 2", "every 5", "every 10", "by-index"}, {"", "every 2", "every 5", "every 10"}]
+    every = {"", "every 2", "every 5", "every 10"}
+    expected = {"resnet18": every | {"by-index"}, "vit": every, "gpt": every}
+    for name, column in red_beyond.SIZES["paper"].columns.items():
+        assert {red_beyond.variant({"options": o}) for _, o in red_beyond.variants(name)} == expected[name]
+        norms = [m for m in task(column.task).network().modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert bool(norms) == ("by-index" in expected[name])
 
 
 # ---- kinks

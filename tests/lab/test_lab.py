@@ -14,7 +14,6 @@ import torch
 
 from reprolib.errors import DataError, InvalidInput, RecordError, UnknownName, UnsupportedOperation
 from reprolib.experiments import conduct, module
-from reprolib.experiments.red import figure2 as red_figure2
 from reprolib.experiments.red import protocol as red_protocol
 from reprolib.lab import History, Run, execute, train
 from reprolib.lab import methods as methods_module
@@ -226,7 +225,7 @@ def test_published_records_belong_to_this_code():
 
 
 def test_the_protocol_of_the_first_experiment():
-    columns = [red_protocol.COLUMNS["paper"][name] for name in red_figure2.COLUMNS]
+    columns = [red_protocol.COLUMNS["paper"][name] for name in ("mnist", "autoencoder")]
     assert [c.decay(0.97) for c in columns] == [0.97, 0.97]
     desk = red_protocol.COLUMNS["desk"]["mnist"]
     assert desk.decay(0.97) ** desk.epochs == pytest.approx(0.97**200)
@@ -277,7 +276,7 @@ def test_plans_advance_side_by_side():
 
 
 def test_what_is_outstanding_grows_with_what_is_done():
-    known, missing = outstanding(module("red/figure2").plan("smoke"), lambda r: None)
+    known, missing = outstanding(module("red/mnist").plan("smoke"), lambda r: None)
     assert not known
     assert len({r.key for r in missing}) == len(missing)
     untuned = [r for r in missing if not r.held_out]
@@ -287,7 +286,7 @@ def test_what_is_outstanding_grows_with_what_is_done():
         table = pd.DataFrame({"loss": [dict(r.options).get("lr", 0.0)], "test_loss": [1.0], "seconds": [1.0]})
         return History(r, table, []) if r.stop_after != 1 else None
 
-    known, missing = outstanding(module("red/figure2").plan("smoke"), find)
+    known, missing = outstanding(module("red/mnist").plan("smoke"), find)
     assert all(r.stop_after == 1 for r in missing)
     assert len(known) == len(untuned)
 
@@ -306,8 +305,8 @@ def test_bad_names_have_one_clear_error():
         (lambda: run(task="mnist"), "unknown task"),
         (lambda: run("sgd", options={"momentum": 0.9}), "option of sgd"),
         (lambda: run(epochs=0), "epochs = 0"),
-        (lambda: conduct("red/figure", "smoke", execute), "did you mean 'red/figure2'"),
-        (lambda: conduct("red/figure2", "tiny", execute), "unknown scale"),
+        (lambda: conduct("red/mnst", "smoke", execute), "did you mean 'red/mnist'"),
+        (lambda: conduct("red/mnist", "tiny", execute), "unknown scale"),
         (lambda: execute([], engine="slurm"), "unknown engine"),
         (lambda: execute([], engine="dask"), "address of a scheduler"),
     ]:

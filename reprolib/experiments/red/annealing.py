@@ -7,40 +7,32 @@ from typing import Any
 
 import torch
 
-from reprolib.experiments.red.protocol import COLUMNS, RED_METHODS, Column, Figures, seeds
+from reprolib.experiments.red.protocol import COLUMNS, RED_METHODS, Figures, seeds
 from reprolib.lab.methods import RAN, method
-from reprolib.lab.plan import Plan, together
+from reprolib.lab.plan import Plan
 from reprolib.lab.train import History
 from reprolib.records.record import REPORTED, Record
 from reprolib.show.slices import loss_along
 from reprolib.tasks import task
 
-NAME = "red/annealing"
-CHAPTER = "red/annealing"  # that shows it
 CYCLES = {"smoke": (2, 5, 1), "desk": (2, 5, 1), "paper": (5, 13, 2)}  # epochs at ℓ = 1, ½, 2
 BARRIER = 0.1  # of the larger of the losses at the two ends
 POINTS = 21  # on a segment
 SAMPLES = 1000  # whose loss is computed there
 
 
-def plan(scale: str) -> Plan:
+def annealing(scale: str, name: str) -> Plan:
     """RED and RAn from the same weights, with the same batches; then the loss on the segments between their ends.
 
     A campaign does not carry weights from machine to machine, so its record has no segments.
     """
-    columns = [COLUMNS[scale][name] for name in ("cifar10", "cifar100")]
-    found = yield from together([_both(column, CYCLES[scale], seeds(scale)) for column in columns])
-    histories = {REPORTED: [h for pair in found for part in pair for h in part]}
-    segments = [segment(a, b) for red, ran in found for a, b in zip(red, ran, strict=True) if a.end and b.end]
-    return histories, {"cycle": list(CYCLES[scale]), "segments": segments}
-
-
-def _both(column: Column, cycle: tuple[int, int, int], seeds: Sequence[int]) -> Plan:
-    red = [run for name in RED_METHODS for run in column.runs(name, seeds)]
-    options = {"schedule": "ran", "cycle": cycle}
-    ran = [run for name in RED_METHODS for run in column.runs(name, seeds, options)]
+    column, options = COLUMNS[scale][name], {"schedule": "ran", "cycle": CYCLES[scale]}
+    red = [run for name in RED_METHODS for run in column.runs(name, seeds(scale))]
+    ran = [run for name in RED_METHODS for run in column.runs(name, seeds(scale), options)]
     histories = yield [*red, *ran]
-    return histories[: len(red)], histories[len(red) :]
+    pairs = zip(histories[: len(red)], histories[len(red) :], strict=True)
+    segments = [segment(a, b) for a, b in pairs if a.end and b.end]
+    return {REPORTED: histories}, {"segments": segments}
 
 
 def segment(a: History, b: History) -> dict[str, Any]:
@@ -94,25 +86,36 @@ def changes(losses: Sequence[float], cycle: Sequence[int]) -> list[tuple[float, 
     ]
 
 
+def cycle_of(record: Record) -> Sequence[int]:
+    """Epochs of RAn's phases in a record."""
+    return next(r["specification"]["options"]["cycle"] for r in record.runs.values() if _anneals(r))
+
+
+def _anneals(run: dict[str, Any]) -> bool:
+    return "schedule" in run["specification"]["options"]
+
+
 def split(record: Record) -> tuple[Record, Record]:
     """The runs of RED, and those of RAn, as records of their own."""
 
     def part(annealed: bool) -> Record:
-        chosen = {k: r for k, r in record.runs.items() if ("schedule" in r["specification"]["options"]) == annealed}
+        chosen = {k: r for k, r in record.runs.items() if _anneals(r) == annealed}
         rows = record.rows[record.rows["key"].isin(list(chosen))]
         return Record(record.name, record.scale, rows, chosen, record.notes, record.judged_by)
 
     return part(False), part(True)
 
 
-def verdicts(record: Record) -> list[dict[str, str]]:
-    """Claims red-c07 to red-c09, each seed by itself."""
+def judged(record: Record, left_open: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Claims red-c07 to red-c09, each seed by itself; of the methods that are ``left_open`` the paper says nothing certain."""
     _, annealed = split(record)
-    seen, cycle, rows = Figures(annealed), record.notes["cycle"], Figures(record).drawn("fig3")
+    seen, rows = Figures(annealed), Figures(record).drawn("fig3")
     for name in seen.tasks:
         for red in RED_METHODS:
             label = method(red).label
-            of_seed = [changes(seen.run(name, red, s)["epoch_loss"].dropna().tolist(), cycle) for s in seen.seeds]
+            of_seed = [
+                changes(seen.run(name, red, s)["epoch_loss"].dropna().tolist(), cycle_of(record)) for s in seen.seeds
+            ]
             rises = [[c > 0 for ell, c in seed if ell == 2] for seed in of_seed]
             falls = [[c for ell, c in seed if ell == 0.5] for seed in of_seed]
             holds = [[c for ell, c in seed if ell == 1] for seed in of_seed]
@@ -133,7 +136,6 @@ def verdicts(record: Record) -> list[dict[str, str]]:
                 ),
             ]
             barriers = [s["barrier"] for s in record.notes["segments"] if (s["task"], s["method"]) == (name, red)]
-            left_open = (name, red) == (seen.tasks[0], "red-rmsprop")  # "except maybe", the paper says of this one
             if barriers:
                 rows.append(
                     seen.by_seed(
@@ -141,7 +143,7 @@ def verdicts(record: Record) -> list[dict[str, str]]:
                         f"{label} with and without annealing end in different basins",
                         name,
                         f"on the segment between the ends the training loss rises more than {100 * BARRIER:g} % above both",
-                        [None if left_open else b > BARRIER for b in barriers],
+                        [None if red in left_open else b > BARRIER for b in barriers],
                     )
                 )
     return rows

@@ -11,8 +11,6 @@ from reprolib.lab.plan import Plan
 from reprolib.lab.run import Run
 from reprolib.records.record import REPORTED, Record
 
-NAME = "red/batches"
-CHAPTER = "red/stochasticity"  # that shows it
 METHOD = "red-sgd"
 BATCHES = (4, 8, 16, 32, 64, 128, 256)
 MEMORY = "-with-memory"
@@ -21,9 +19,10 @@ COLLAPSE = 0.7  # of the accuracy at the largest batch
 
 @dataclass(frozen=True)
 class Size:
-    """The tasks (each has one with memory) and their numbers of classes, and how they are trained."""
+    """A task (there is one with memory, too), its number of classes, and how it is trained."""
 
-    classes: dict[str, int]
+    task: str
+    classes: int
     epochs: int
     train_size: int | None = None
     test_size: int | None = None
@@ -32,31 +31,39 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size({"digits-convnet": 10}, 2, batches=(4, 16, 256), train_size=512, seeds=(0,)),
-    "desk": Size({"cifar10-convnet": 10, "cifar100-convnet": 100}, 5, 4000, 5000),
-    "paper": Size({"cifar10-vgg11": 10, "cifar100-vgg19": 100}, 100),
+    "smoke": {
+        "cifar10": Size("digits-convnet", 10, 2, batches=(4, 16, 256), train_size=512, seeds=(0,)),
+        "cifar100": Size("digits-convnet", 10, 2, batches=(4, 16, 256), train_size=512, seeds=(0,)),
+    },
+    "desk": {
+        "cifar10": Size("cifar10-convnet", 10, 5, 4000, 5000),
+        "cifar100": Size("cifar100-convnet", 100, 5, 4000, 5000),
+    },
+    "paper": {
+        "cifar10": Size("cifar10-vgg11", 10, 100),
+        "cifar100": Size("cifar100-vgg19", 100, 100),
+    },
 }
 
 
-def plan(scale: str) -> Plan:
+def small_batches(scale: str, name: str) -> Plan:
     """Every batch size on all seeds, without memory and with."""
-    size = SIZES[scale]
+    size = SIZES[scale][name]
     histories = yield [
         Run.of(
             METHOD,
-            task=task + kind,
+            task=size.task + kind,
             seed=seed,
             epochs=size.epochs,
             batch_size=batch,
             train_size=size.train_size,
             test_size=size.test_size,
         )
-        for task in size.classes
         for kind in ("", MEMORY)
         for batch in size.batches
         for seed in size.seeds
     ]
-    return {REPORTED: histories}, {"classes": size.classes}
+    return {REPORTED: histories}, {"classes": {size.task: size.classes}}
 
 
 def with_batch(record: Record) -> pd.DataFrame:
@@ -77,7 +84,7 @@ def accuracies(record: Record) -> pd.DataFrame:
     )
 
 
-def verdicts(record: Record) -> list[dict[str, str]]:
+def judged(record: Record) -> list[dict[str, str]]:
     """Claims red-c20 and red-c21."""
     seen, accuracy = Figures(record), accuracies(record)["accuracy"]
     rows = seen.drawn("fig7")

@@ -12,7 +12,7 @@ CHAPTER = "red/benchmark"  # that shows it
 
 def plan(scale: str) -> Plan:
     """Figure 2's protocol."""
-    return figure2(scale, ["cifar10"], seeds(scale))
+    return figure2(scale, "cifar10", seeds(scale))
 
 
 def verdicts(record: Record) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ POINT = 0.01  # of accuracy
 
 def plan(scale: str) -> Plan:
     """Figure 2's protocol."""
-    return figure2(scale, ["cifar100"], seeds(scale))
+    return figure2(scale, "cifar100", seeds(scale))
 
 
 def verdicts(record: Record) -> list[dict[str, str]]:

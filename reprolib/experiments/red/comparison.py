@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from reprolib.experiments.red.protocol import COLUMNS, Column, Figures, halves, note, seeds
+from reprolib.experiments.column import Column
+from reprolib.experiments.red.protocol import COLUMNS, Figures, halves, note, seeds
 from reprolib.lab.plan import Plan, together
 from reprolib.records.record import REPORTED, TRIAL, Record
 
-NAME = "red/comparison"
-CHAPTER = "red/limits"  # that shows it
 RED = "red-sgd"
 TUNED = ("step-tuned", "robbins-monro")
 LAMBDAS = (1e-7, 1e-4)
 DEFAULT_LAMBDA = 1e-7
-PANELS = ("cifar10", "short autoencoder")
 
 
-def plan(scale: str) -> Plan:
-    """Each panel: a task and a λ."""
-    panels = [(COLUMNS[scale][name], λ) for name in PANELS for λ in LAMBDAS]
-    pairs = [(column, name, λ) for column, λ in panels for name in TUNED]
-    *red, tuned = yield from together(
-        [_red(scale, column, λ) for column, λ in panels] + [together([_tuned(scale, *pair) for pair in pairs])]
+def comparison(scale: str, name: str) -> Plan:
+    """Two panels: a task with each λ."""
+    column = COLUMNS[scale][name]
+    pairs = [(method, λ) for λ in LAMBDAS for method in TUNED]
+    red, *tuned = yield from together(
+        [_red(column, seeds(scale))]
+        + [column.tuned(m, seeds(scale), halving=halves(scale), decays=False, options=_options(λ)) for m, λ in pairs]
     )
     histories = {
-        REPORTED: [h for part in red for h in part] + [h for t in tuned for h in t["histories"]],
+        REPORTED: red + [h for t in tuned for h in t["histories"]],
         TRIAL: [h for t in tuned for h in t["trials"]],
     }
-    return histories, {"tuning": [note(column, name, t) for (column, name, _), t in zip(pairs, tuned, strict=True)]}
+    return histories, {"tuning": [note(column, m, t) for (m, _), t in zip(pairs, tuned, strict=True)]}
 
 
-def _red(scale: str, column: Column, λ: float) -> Plan:
-    options = {} if λ == DEFAULT_LAMBDA else {"weight_decay": λ}
-    return (yield column.runs(RED, seeds(scale), options))
+def _red(column: Column, seeds: Sequence[int]) -> Plan:
+    options = [{} if λ == DEFAULT_LAMBDA else _options(λ) for λ in LAMBDAS]
+    return (yield [run for o in options for run in column.runs(RED, seeds, o)])
 
 
-def _tuned(scale: str, column: Column, name: str, λ: float) -> Plan:
-    options: dict[str, Any] = {"weight_decay": λ}
-    return column.tuned(name, seeds(scale), halving=halves(scale), decays=False, options=options)
+def _options(λ: float) -> dict[str, Any]:
+    return {"weight_decay": λ}
 
 
 def with_decay(record: Record) -> pd.DataFrame:
@@ -49,7 +48,7 @@ def with_decay(record: Record) -> pd.DataFrame:
     return record.table.assign(weight_decay=record.table["key"].map(of))
 
 
-def verdicts(record: Record) -> list[dict[str, str]]:
+def judged(record: Record) -> list[dict[str, str]]:
     """Claim red-c24 in each panel: RED against Step-Tuned SGD."""
     seen = Figures(record)
     table = with_decay(record).dropna(subset=["epoch_loss"])

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from reprolib.experiments.red.protocol import COLUMNS, RED_METHODS, Column, Figures, halves, note, seeds
+from reprolib.experiments.column import Column
+from reprolib.experiments.red.protocol import COLUMNS, RED_METHODS, Figures, halves, note, seeds
 from reprolib.lab.methods import DESCENT
 from reprolib.lab.plan import Plan, together
 from reprolib.records.record import REPORTED, TRIAL, Record

@@ -8,112 +8,53 @@ searched by halving: every τ0 for a while without decay, then the best few with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from reprolib.experiments.column import Column as Base
-from reprolib.experiments.column import Options
-from reprolib.lab import tuning
+from reprolib.experiments.column import Column
 from reprolib.lab.methods import method
 from reprolib.lab.plan import Plan, together
-from reprolib.lab.run import Run
 from reprolib.lab.train import FINISHED
 from reprolib.records.record import DEFAULT, REPORTED, TRIAL, Record
 from reprolib.records.verdict import by_seed, over_cases, unless_idle
 
-# every option of RED at its default, on every task (claim red-c06); of the baselines, what PyTorch would do untuned
+# every option of RED at its default, on every task (claim red-c06); of the baselines, the rate of somebody who does not tune
 RED_METHODS = ("red-sgd", "red-rmsprop")
 BASELINES: dict[str, dict[str, Any]] = {"sgd": {"lr": 1e-3}, "rmsprop": {"lr": 1e-3}}
 PAIRS = tuple(zip(RED_METHODS, BASELINES, strict=True))
 STEPS = tuple(m * 10.0**n for n in range(-5, 2) for m in (1, 5))  # appendix B: {1, 5}·10ⁿ, n = −5…1
-TUNED_FRACTION = 0.2  # of the epochs, as in the paper
 SEEDS = (0, 1, 2)
 AFFORDABLE = 2.3  # times the seconds of a baseline's epoch; the paper's Table 3 has 1.1 to 1.84
 
 
-@dataclass(frozen=True)
-class Column(Base):
-    """One task of RED's benchmark at one scale."""
-
-    decays: tuple[float, ...]  # the paper's d, per epoch of the paper
-    paper_epochs: int
-    steps: tuple[float, ...] = STEPS
-    ends: bool = False  # keep the last weights of RED's runs
-
-    @property
-    def tuning_epochs(self) -> int:
-        """How long a trial trains."""
-        return max(1, round(TUNED_FRACTION * self.epochs))
-
-    def decay(self, d: float) -> float:
-        """The paper's ``d`` per epoch, translated to this training's length with the same total decay."""
-        return d ** (self.paper_epochs / self.epochs)
-
-    def runs(self, name: str, seeds: Sequence[int], options: Options | None = None, **more: Any) -> list[Run]:
-        """One run per seed."""
-        return super().runs(name, seeds, options, **({"keeps_end": self.ends and name in RED_METHODS} | more))
-
-    def tuned(
-        self, baseline: str, seeds: Sequence[int], *, halving: bool, decays: bool = True, options: Options | None = None
-    ) -> Plan:
-        """Tune ``baseline`` and run what was chosen: the tuning's result, with the histories under ``histories``.
-
-        Args:
-            baseline: the method.
-            seeds: of the runs with what was chosen.
-            halving: see :func:`reprolib.lab.tuning.tune`.
-            decays: whether it has a decay d to be chosen, too.
-            options: of the method, in all runs.
-        """
-        constant, fixed = {"decay": 1.0} if decays else {}, options or {}
-
-        def with_decays(tried: Options) -> list[Options]:
-            return [tried | {"decay": self.decay(d)} for d in self.decays] if decays else [tried]
-
-        first = [{"lr": lr} | constant | fixed for lr in self.steps]
-        found = yield from tuning.tune(
-            lambda tried, epochs: self.trial(baseline, tried, epochs),
-            first,
-            self.tuning_epochs,
-            with_decays,
-            halving=halving,
-        )
-        return found | {"histories": (yield self.runs(baseline, seeds, found["options"]))}
-
-    def untuned(self, seeds: Sequence[int]) -> Plan:
-        """The histories of the methods that need no tuning, and of the baselines without it."""
-        red = [run for name in RED_METHODS for run in self.runs(name, seeds)]
-        return (yield from self.beside_defaults(red, BASELINES, seeds))
-
-
-_CLASSIFIER: dict[str, Any] = {"decays": (0.97, 0.98, 0.99, 1.0), "paper_epochs": 200}
-_LONG: dict[str, Any] = {"decays": (0.99, 0.995, 1.0), "paper_epochs": 500}
+_CLASSIFIER: dict[str, Any] = {"decays": (0.97, 0.98, 0.99, 1.0), "paper_epochs": 200, "steps": STEPS}
+_LONG: dict[str, Any] = {"decays": (0.99, 0.995, 1.0), "paper_epochs": 500, "steps": STEPS}
 _SMALL: dict[str, Any] = _LONG | {"decays": (0.99, 1.0), "held_out": 144}
 _FEW = {"steps": (0.1, 1.0)}
 _COARSE = STEPS[::2]  # powers of ten
 _DESK: dict[str, Any] = _LONG | {"held_out": 500, "train_size": 5000, "test_size": 2000, "steps": _COARSE}
+_ENDS: dict[str, Any] = {"fields_of": {name: {"keeps_end": True} for name in RED_METHODS}}  # for segments between them
 COLUMNS: dict[str, dict[str, Column]] = {
     "smoke": {
         "mnist": Column("digits-classifier", 5, 256, held_out=144, **(_CLASSIFIER | {"decays": (0.98, 1.0)})),
         "autoencoder": Column("digits-autoencoder", 5, 256, **_SMALL),
-        "cifar10": Column("digits-convnet", 8, 256, ends=True, **(_SMALL | _FEW)),
-        "cifar100": Column("digits-convnet-with-batch-norm", 8, 256, ends=True, **(_SMALL | _FEW)),
+        "cifar10": Column("digits-convnet", 8, 256, **(_SMALL | _FEW | _ENDS)),
+        "cifar100": Column("digits-convnet-with-batch-norm", 8, 256, **(_SMALL | _FEW | _ENDS)),
         "short autoencoder": Column("digits-autoencoder", 5, 256, **(_SMALL | _FEW)),
     },
     "desk": {
         "mnist": Column("mnist-classifier", 20, 256, held_out=6000, **_CLASSIFIER),
         "autoencoder": Column("mnist-autoencoder", 15, 256, train_size=10_000, held_out=1000, **_LONG),
-        "cifar10": Column("cifar10-small-vgg11", 16, 128, ends=True, **_DESK),
-        "cifar100": Column("cifar100-convnet-with-batch-norm", 16, 128, ends=True, **_DESK),
+        "cifar10": Column("cifar10-small-vgg11", 16, 128, **(_DESK | _ENDS)),
+        "cifar100": Column("cifar100-convnet-with-batch-norm", 16, 128, **(_DESK | _ENDS)),
         "short autoencoder": Column("mnist-autoencoder", 8, 256, **_DESK),
     },
     "paper": {
         "mnist": Column("mnist-classifier", 200, 256, held_out=6000, **_CLASSIFIER),
         "autoencoder": Column("mnist-autoencoder", 500, 256, held_out=6000, **_LONG),
-        "cifar10": Column("cifar10-vgg11", 500, 256, held_out=5000, ends=True, **_LONG),
-        "cifar100": Column("cifar100-vgg19", 500, 256, held_out=5000, ends=True, **_LONG),
+        "cifar10": Column("cifar10-vgg11", 500, 256, held_out=5000, **(_LONG | _ENDS)),
+        "cifar100": Column("cifar100-vgg19", 500, 256, held_out=5000, **(_LONG | _ENDS)),
     },
 }
 COLUMNS["paper"]["short autoencoder"] = COLUMNS["paper"]["autoencoder"]  # it is long there
@@ -129,22 +70,20 @@ def halves(scale: str) -> bool:
     return scale != "paper"
 
 
-def figure2(scale: str, columns: Sequence[str], seeds: Sequence[int] = SEEDS) -> Plan:
-    """Tune the baselines, run all four methods on all seeds, and the baselines without tuning; the notes have the grids."""
-    chosen = [COLUMNS[scale][name] for name in columns]
-    pairs = [(column, baseline) for column in chosen for baseline in BASELINES]
-    found = yield from together(
-        [column.untuned(seeds) for column in chosen]
-        + [column.tuned(baseline, seeds, halving=halves(scale)) for column, baseline in pairs]
+def figure2(scale: str, name: str, seeds: Sequence[int]) -> Plan:
+    """A column of Figure 2: the baselines tuned, all four methods on all seeds, the baselines untuned; notes have the grids."""
+    column = COLUMNS[scale][name]
+    red = [run for method in RED_METHODS for run in column.runs(method, seeds)]
+    (own, default), *tuned = yield from together(
+        [column.beside_defaults(red, BASELINES, seeds)]
+        + [column.tuned(baseline, seeds, halving=halves(scale)) for baseline in BASELINES]
     )
-    untuned, tuned = found[: len(chosen)], found[len(chosen) :]
     histories = {
-        REPORTED: [h for red, _ in untuned for h in red] + [h for t in tuned for h in t["histories"]],
-        DEFAULT: [h for _, default in untuned for h in default],
+        REPORTED: own + [h for t in tuned for h in t["histories"]],
+        DEFAULT: default,
         TRIAL: [h for t in tuned for h in t["trials"]],
     }
-    notes = [note(column, baseline, result) for (column, baseline), result in zip(pairs, tuned, strict=True)]
-    return histories, {"tuning": notes}
+    return histories, {"tuning": [note(column, b, found) for b, found in zip(BASELINES, tuned, strict=True)]}
 
 
 def note(of: Column, baseline: str, result: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from reprolib.experiments.red.protocol import BASELINES, COLUMNS, RED_METHODS, Column, Figures, halves, note, seeds
+from reprolib.experiments.column import Column
+from reprolib.experiments.red.protocol import BASELINES, COLUMNS, RED_METHODS, Figures, halves, note, seeds
 from reprolib.lab.methods import L2, method
 from reprolib.lab.plan import Plan, together
 from reprolib.records.record import REPORTED, TRIAL, Record
