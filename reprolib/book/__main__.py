@@ -11,10 +11,11 @@ from pathlib import Path
 
 from reprolib.book.execute import clock, execute
 from reprolib.book.html import build
-from reprolib.book.layout import Layout, check_scale
+from reprolib.book.layout import Layout
 from reprolib.book.notebook import open_lab
 from reprolib.book.references import write
 from reprolib.errors import InvalidInput, ReprolibError
+from reprolib.records.scale import check_scale
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from reprolib.book import source
 from reprolib.book.cache import Stamp, chapter_key, environment_key
-from reprolib.book.layout import SCALES, Layout, check_scale
+from reprolib.book.layout import Layout
 from reprolib.errors import InvalidInput, NotebookFailed
+from reprolib.records.scale import SCALES, check_scale
 
 SMOKE_BUDGET = 12.0  # seconds a chapter may take at smoke
 HEARTBEAT = 60.0  # seconds between two signs of life

@@ -35,6 +35,7 @@ def show(name: str, scale: str | None) -> None:
     """Show the runs of a record, how they ended, and its verdicts."""
     from reprolib.experiments import verdicts_of
     from reprolib.records.record import Record
+    from reprolib.records.verdict import by_claim, in_words
 
     record = Record.load(name, scale)
     last = record.rows.groupby("key").last()
@@ -46,8 +47,11 @@ def show(name: str, scale: str | None) -> None:
             f"{key}  {kept['role']:8} {spec['task']:20} {spec['method']:12} seed {spec['seed']:<5} {kept['status']:8} "
             f"loss {loss:10} {options} {kept['reason']}".rstrip()
         )
-    for v in verdicts_of(record):
-        click.echo(f"{v['claim']}  {v['verdict']:14} {v['statement']} ({v['task']})")
+    rows = verdicts_of(record)
+    for v in rows:
+        click.echo(f"{v['claim']}  {v['verdict']:17} {v['statement']} ({v['task']})")
+    for claim, found in by_claim(rows).items():
+        click.echo(f"{claim} in this record alone: {in_words(found)}")
 
 
 @command.command("verify")

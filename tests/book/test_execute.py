@@ -120,7 +120,7 @@ def test_damaged_stamp_counts_as_none(checkout: Path, text: str) -> None:
 
 
 def test_unknown_scale_and_chapter(checkout: Path) -> None:
-    with pytest.raises(UnknownName, match="unknown scale 'tiny': use one of desk, paper, smoke"):
+    with pytest.raises(UnknownName, match="unknown scale 'tiny': use one of desk, night, paper, smoke"):
         execute(checkout, scale="tiny")
     with pytest.raises(UnknownName, match=r"unknown chapter 'red/on3': use one of red/one, red/two \(did you mean"):
         execute(checkout, only="red/on3")
