@@ -78,6 +78,21 @@ def columns(name: str, tasks: Sequence[str], scale: str) -> Columns:
     return Columns(name, tuple(show(f"{name}{link}{task}", scale) for task in tasks))
 
 
+def provenance(*results: Shown) -> None:
+    """Display at a chapter's foot where its results are from: a line an experiment, with the command that makes it again.
+
+    What was conducted while the page was built stands behind it.
+    """
+    from IPython.display import Markdown, display
+
+    lines = []
+    for result in results:
+        best, live = result.best, result.live
+        line = f"- `{best.name}`: " + report.origin(best, f"reprolib run {best.name} --scale {best.scale}")
+        lines.append(line + f" · also at scale {live.scale}, just now" * (live.scale != best.scale))
+    display(Markdown("\n".join(lines)))
+
+
 def show(name: str, scale: str) -> Shown:
     """Conduct experiment ``name`` at ``scale``, above smoke with what is kept of earlier runs, and load the best record.
 

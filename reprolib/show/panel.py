@@ -82,16 +82,17 @@ def level(ax: Axes, at: float, words: str = "", *, axis: str = "y", ls: str = "-
     >>> list(line.get_ydata()), ax.texts[0].get_text()
     ([1.0, 1.0], 'equal')
     """
+    place: dict[str, Any]
     if axis == "y":
         line = ax.axhline(at, color=color, ls=ls, lw=1, zorder=1)
-        place, across = {"xy": (1, at), "xytext": (-2, 2), "ha": "right", "va": "bottom"}, ax.get_yaxis_transform()
+        place = {"xy": (1, at), "xycoords": ax.get_yaxis_transform(), "xytext": (-2, 2), "ha": "right", "va": "bottom"}
     elif axis == "x":
         line = ax.axvline(at, color=color, ls=ls, lw=1, zorder=1)
-        place, across = {"xy": (at, 1), "xytext": (3, -2), "ha": "left", "va": "top"}, ax.get_xaxis_transform()
+        place = {"xy": (at, 1), "xycoords": ax.get_xaxis_transform(), "xytext": (3, -2), "ha": "left", "va": "top"}
     else:
         raise InvalidInput(f"axis {axis!r}: a level is on 'x' or 'y'")
     if words:
-        ax.annotate(words, xycoords=across, textcoords="offset points", fontsize=8.5, color=color, **place)
+        ax.annotate(words, textcoords="offset points", fontsize=8.5, color=color, **place)
     return line
 
 
@@ -106,8 +107,8 @@ def mark(
     **style: Any,
 ) -> None:
     """One point that matters, with a word ``shift`` points away from it. ``style`` are keywords of ``Axes.plot``."""
-    style = {"color": INK, "ms": 6, "ls": "none"} | style
-    ax.plot(x, y, marker, **style)
+    look: dict[str, Any] = {"color": INK, "ms": 6, "ls": "none"} | style
+    ax.plot(x, y, marker, **look)
     if words:
         beside = "left" if shift[0] > 0 else "right" if shift[0] < 0 else "center"
         above = "bottom" if shift[1] > 0 else "top" if shift[1] < 0 else "center"
@@ -134,7 +135,8 @@ def legend(figure: Figure, *, place: str = "lower center", columns: int | None =
         longest = 4 + max(map(len, found))
         columns = max(1, min(len(found), int(1.1 * LINE * figure.get_figwidth() / WIDTH / longest)))
         columns = -(-len(found) // -(-len(found) // columns))  # rows of about the same length
-    figure.legend(found.values(), found.keys(), loc=f"outside {place}", ncols=columns, **options)
+    placed: dict[str, Any] = {"loc": f"outside {place}", "ncols": columns} | options
+    figure.legend(list(found.values()), list(found), **placed)
 
 
 def ticks(ax: Axes, at: Sequence[float], words: Sequence[str] | None = None, *, axis: str = "x") -> None:
