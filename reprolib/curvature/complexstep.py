@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,12 +24,10 @@ from torch.func import jvp as forward
 
 from reprolib.curvature.analytic import call, real
 from reprolib.curvature.autodiff import gradient, run
+from reprolib.curvature.network import Network
 from reprolib.curvature.replay import translated
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import UnsupportedOperation
-
-if TYPE_CHECKING:
-    from reprolib.curvature.model import Network
 
 __all__ = ["gradient", "hvp", "jvp", "run", "second", "summary"]  # the ordinary pass is that of autodiff
 

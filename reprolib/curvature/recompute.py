@@ -25,7 +25,7 @@ from torch.autograd.graph import get_gradient_edge
 from reprolib.curvature.recorder import Node
 
 if TYPE_CHECKING:
-    from reprolib.curvature.model import Network
+    from reprolib.curvature.network import Network
     from reprolib.curvature.tape import Recording
 
 

@@ -23,7 +23,7 @@ them, ẍ is carried on and every share is exact, unless ``batch_norm="by-index"
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,13 +33,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from reprolib.curvature import autodiff, recompute
 from reprolib.curvature.blocks import Blockwise
+from reprolib.curvature.network import Network
 from reprolib.curvature.recorder import Node, Tape, Value, reader
 from reprolib.curvature.samples import locate
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import UnsupportedOperation
-
-if TYPE_CHECKING:
-    from reprolib.curvature.model import Network
 
 
 class Recording:
