@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from reprolib.curvature.calls import map_tensors, tensors, writes_in_place
+from reprolib.curvature.multihead import multi_head_attention
 from reprolib.curvature.replay import WRITTEN_OUT, written_out
 from reprolib.errors import UnsupportedOperation
 
@@ -597,10 +598,8 @@ class _Calls(TorchFunctionMode):
 
 @extends("multi_head_attention_forward")
 def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
-    from reprolib.curvature.rules import EXPANDED  # the tape writes it out too
-
     with _Calls():
-        return EXPANDED[F.multi_head_attention_forward][1](*args, **kwargs)
+        return multi_head_attention(*args, **kwargs)
 
 
 # ---- losses

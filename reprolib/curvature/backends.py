@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from reprolib.curvature import autodiff, complexstep, finitediff, tape
+from reprolib.curvature import autodiff, complexstep, finitediff
+from reprolib.curvature.tape import backend as tape
 
 BACKENDS: dict[str, ModuleType] = {
     "autodiff": autodiff,

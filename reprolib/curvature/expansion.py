@@ -44,9 +44,9 @@ def expand(
         backend: how derivatives are computed: ``"tape"`` (one recorded pass), ``"autodiff"`` (PyTorch's own modes),
             ``"complexstep"`` (imaginary parts) or ``"finitediff"`` (difference quotients, approximate); see ``backends.py``.
         products: of the tape's layers: ``"plain"``, or ``"shared"``, a sixth faster for a fifth more memory
-            (:func:`~reprolib.curvature.rules.shared_products`).
+            (:func:`~reprolib.curvature.tape.rules.layers.shared_products`).
         memory: of the tape: ``"store"``, or ``"recompute"``, about the memory of a gradient for a sixth more time
-            (``recompute.py``). Neither changes the answer.
+            (``tape/recompute.py``). Neither changes the answer.
         batch_norm: what a sample's own curvature is where batch-norm in training mode mixes samples (E-red-9):
             ``"exact"``, dᵀ∇²J_s d, or ``"by-index"``, the split of Algorithm 2, what arises at the sample's place in the
             batch. Their means agree; the latter is cheaper.

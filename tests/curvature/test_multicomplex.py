@@ -343,7 +343,7 @@ def test_second_derivatives_by_automatic_differentiation_are_feasible():
         torch.testing.assert_close(flat(products[name]()), exact, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.claim("csdd-s-c1", file="curvature/tape.py", old="replay.at(r.ends[1], replay.second) + replay.paid", new="replay.paid")  # fmt: skip
+@pytest.mark.claim("csdd-s-c1", file="curvature/tape/backend.py", old="replay.at(r.ends[1], replay.second) + replay.paid", new="replay.paid")  # fmt: skip
 @pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU])
 def test_a_network_without_smooth_activations_has_curvature(activation):
     """Contradicted (E-cs-7): the loss bends. One linear layer, cross-entropy: the variance of the logits' change."""
