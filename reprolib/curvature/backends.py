@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from reprolib.curvature import autodiff, complexstep, finitediff
+from reprolib.curvature import autodiff, finitediff
+from reprolib.curvature.complex import backend as complexstep
 from reprolib.curvature.tape import backend as tape
 
 BACKENDS: dict[str, ModuleType] = {
