@@ -11,14 +11,16 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from reprolib.book.layout import Layout
+from reprolib.book.redirects import REDIRECTS
 from tests.book import browser as reader
 
 LAYOUT = Layout(Path(__file__).parents[2])
 HTML = LAYOUT.html
+ONLY_LEAD = {HTML / "index.html", *(HTML / f"{old}.html" for old in REDIRECTS)}  # to another page
 PAGES = sorted(
     p.relative_to(HTML).as_posix()
     for p in HTML.rglob("*.html")
-    if not {"_static", "_sources"} & set(p.parts) and p != HTML / "index.html"  # which only leads to the preface
+    if not {"_static", "_sources"} & set(p.parts) and p not in ONLY_LEAD
 )
 
 pytestmark = [
@@ -66,6 +68,16 @@ def test_first_page_leads_to_the_preface(chromium: Any) -> None:
     try:
         page.goto((HTML / "index.html").as_uri())
         page.wait_for_url("**/book/intro.html")
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("old", REDIRECTS)
+def test_old_page_leads_to_the_new_one(old: str, chromium: Any) -> None:
+    page = chromium.new_page()
+    try:
+        page.goto((HTML / f"{old}.html").as_uri())
+        page.wait_for_url(f"**/{REDIRECTS[old]}.html")
     finally:
         page.close()
 

@@ -19,7 +19,7 @@ from reprolib.lab.methods import method
 from reprolib.lab.plan import Plan, together
 from reprolib.lab.train import FINISHED
 from reprolib.records.record import DEFAULT, REPORTED, TRIAL, Record
-from reprolib.records.verdict import by_seed, over_cases, unless_idle
+from reprolib.records.verdict import by_seed, drawn, unless_idle
 
 # every option of RED at its default, on every task (claim red-c06); of the baselines, the rate of somebody who does not tune
 RED_METHODS = ("red-sgd", "red-rmsprop")
@@ -174,7 +174,7 @@ class Figures:
         return row(claim, statement, task, criterion, by_seed(holds))
 
     def drawn(self, figure: str) -> list[dict[str, str]]:
-        """The claim that a figure can be made: a row per task, a curve that breaks off counts against it."""
+        """Whether a figure could be drawn: a row per task, a curve that breaks off counts against it."""
         last = self.table.groupby("key")[["loss", "step"]].tail(1).notna().all(axis=1)
         broken = set(self.table.loc[last.index[~last], "key"])  # a method that finds no finite step stands still
         whole = {key: run["status"] == FINISHED and key not in broken for key, run in self.reported.items()}
@@ -184,7 +184,7 @@ class Figures:
                 f"Figure {figure[3:]}",
                 task,
                 "every curve is there, for every seed, until the last epoch",
-                over_cases([ok for key, ok in whole.items() if self.reported[key]["specification"]["task"] == task]),
+                drawn([ok for key, ok in whole.items() if self.reported[key]["specification"]["task"] == task]),
             )
             for task in self.tasks
         ]
