@@ -7,19 +7,6 @@ from pathlib import Path
 
 from reprolib.errors import InvalidInput, UnknownName
 
-SCALES = ("smoke", "desk", "paper")
-
-
-def check_scale(scale: str) -> str:
-    """The scale itself if it is known.
-
-    >>> check_scale("smoke")
-    'smoke'
-    """
-    if scale not in SCALES:
-        raise UnknownName.among("scale", scale, SCALES)
-    return scale
-
 
 @dataclass(frozen=True)
 class Layout:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from reprolib.bench.harness import Costs
 from reprolib.book.layout import Layout
-from reprolib.experiments import experiments, verdicts_of
+from reprolib.book.ledger import counts, standing
+from reprolib.experiments.judged import judged
 from reprolib.records.claims import claims
-from reprolib.records.record import SCALES, Record, folder
-from reprolib.records.verdict import combined
+from reprolib.records.record import Record, folder
 from reprolib.show import figures
 from reprolib.show.red import four_tasks
 from reprolib.show.red.comparison import Comparison
@@ -84,22 +83,10 @@ def optimizers() -> str:
 
 
 def status() -> str:
-    """A Markdown table: each claim that an experiment's best record speaks of, and its verdict over all cases.
-
-    Smoke scale shows that an experiment runs; it is no evidence.
-    """
-    rows: list[dict[str, str]] = []
-    for name in experiments():
-        if any((folder() / name / f"{scale}.json").exists() for scale in SCALES[1:]):
-            record = Record.load(name)
-            rows += [row | {"scale": record.scale} for row in verdicts_of(record)]
-    known = claims()
-    lines = ["| claim | what the paper says | verdict | scale |", "| --- | --- | --- | --- |"]
-    for id in sorted({row["claim"] for row in rows}, key=list(known).index):
-        mine = [row for row in rows if row["claim"] == id]
-        verdicts = Counter(row["verdict"] for row in mine)
-        cases = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()) if len(verdicts) > 1 else ""
-        scales = " and ".join(dict.fromkeys(row["scale"] for row in mine))
-        whole = combined(row["verdict"] for row in mine) + (f" ({cases})" if cases else "")
-        lines.append(f"| {id} | {known[id].where}: {known[id].statement} | {whole} | {scales} |")
-    return "\n".join(lines) + "\n"
+    """Two Markdown tables: how many statements of each paper stand how, and the claims that count most, with their verdicts."""
+    known, rows = claims(), judged()
+    head, *lines = counts(list(known.values()), rows)
+    table = [head, ["---"] * len(head), *lines, []]
+    table += [["claim", "what the paper says", "verdict"], ["---"] * 3]
+    table += [[c.id, f"{c.where}: {c.statement}", standing(c, rows)] for c in known.values() if c.headline]
+    return "\n".join(f"| {' | '.join(cells)} |" if cells else "" for cells in table) + "\n"

@@ -11,15 +11,23 @@ from typing import Any
 import click
 
 from reprolib import __version__
-from reprolib.errors import ReprolibError
+from reprolib.errors import InvalidInput, ReprolibError
 
 GROUPS = {  # name: its line in --help, kept here so that --help imports nothing
     "bench": "Measure what things cost, as ratios within one process.",
-    "campaign": "Work down the list of experiments for as long as somebody lends a machine.",
+    "campaign": "Work through the list of experiments, in pieces of any length.",
     "data": "List, download and verify data sets.",
     "records": "List, verify and import the published results.",
     "run": "Conduct an experiment and write its record.",
 }
+
+
+class Refused(click.ClickException):
+    """One of our errors, in one line; exit status 2 if the input is to blame."""
+
+    def __init__(self, error: ReprolibError):
+        super().__init__(" ".join(str(error).split()))
+        self.exit_code = 2 if isinstance(error, InvalidInput) else 1
 
 
 class LazyGroup(click.Group):
@@ -43,7 +51,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ReprolibError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise Refused(error) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from reprolib.errors import RecordError
+from reprolib.errors import RecordError, ReprolibError
 
 
 @click.group("records")
@@ -35,6 +35,7 @@ def show(name: str, scale: str | None) -> None:
     """Show the runs of a record, how they ended, and its verdicts."""
     from reprolib.experiments import verdicts_of
     from reprolib.records.record import Record
+    from reprolib.records.verdict import by_claim, in_words
 
     record = Record.load(name, scale)
     last = record.rows.groupby("key").last()
@@ -46,8 +47,11 @@ def show(name: str, scale: str | None) -> None:
             f"{key}  {kept['role']:8} {spec['task']:20} {spec['method']:12} seed {spec['seed']:<5} {kept['status']:8} "
             f"loss {loss:10} {options} {kept['reason']}".rstrip()
         )
-    for v in verdicts_of(record):
-        click.echo(f"{v['claim']}  {v['verdict']:14} {v['statement']} ({v['task']})")
+    rows = verdicts_of(record)
+    for v in rows:
+        click.echo(f"{v['claim']}  {v['verdict']:17} {v['statement']} ({v['task']})")
+    for claim, found in by_claim(rows).items():
+        click.echo(f"{claim} in this record alone: {in_words(found)}")
 
 
 @command.command("verify")
@@ -87,26 +91,37 @@ def diff(a: str, b: str) -> None:
 
 @command.command("import")
 @click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def import_(source: Path) -> None:
-    """Take over what a campaign left in SOURCE, and write the records that are complete."""
-    from reprolib.experiments import conduct, module
-    from reprolib.experiments.campaign import PRIORITY, portable, unpack
+@click.option("--only", multiple=True, metavar="EXPERIMENT:SCALE", help="write this record only")
+@click.option("--queue", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="the campaign's list")
+def import_(source: Path, only: tuple[str, ...], queue: Path | None) -> None:
+    """Take over what a campaign left in SOURCE, and write the records of its list that are complete."""
+    from reprolib.experiments import conduct, plan
+    from reprolib.experiments.package import portable, unpack
+    from reprolib.experiments.queue import chosen
     from reprolib.lab.execute import execute
     from reprolib.lab.plan import outstanding
     from reprolib.lab.store import Store, runs_folder
 
+    entries, _ = chosen(only, path=queue)
     click.echo(f"{unpack(source, runs_folder())} files taken over")
     store = Store(runs_folder())
 
     def do(runs: Sequence[Any]) -> list[Any]:
         return execute([portable(run) for run in runs], keep=store.folder)
 
-    for name, scale in PRIORITY:
-        known, missing = outstanding(module(name).plan(scale), lambda run: store.read(portable(run)))
-        if missing:
-            click.echo(f"{name} {scale}: {len(known)} runs are here, at least {len(missing)} are missing")
-        else:
-            click.echo(f"wrote {conduct(name, scale, do).save()}")
+    for entry in entries:
+        try:
+            if entry.record:
+                click.echo(f"{entry}: its record is there")
+                continue
+            planned = plan(entry.experiment, entry.scale)
+            known, missing = outstanding(planned, lambda run: store.read(portable(run)))
+            if missing:
+                click.echo(f"{entry}: {len(known)} runs are here, at least {len(missing)} are missing")
+            else:
+                click.echo(f"wrote {conduct(entry.experiment, entry.scale, do).save()}")
+        except ReprolibError as error:  # the others are still worth importing
+            click.echo(f"{entry} is passed over: {error}")
 
 
 def _all():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-
-import torch
 
 from reprolib.experiments import conduct, verdicts_of
 from reprolib.lab.execute import execute
@@ -97,9 +96,9 @@ def provenance(*results: Shown) -> None:
 def show(name: str, scale: str) -> Shown:
     """Conduct experiment ``name`` at ``scale``, above smoke with what is kept of earlier runs, and load the best record.
 
-    What is conducted above smoke scale becomes a record. The paper's scale runs on a GPU, where there is one.
+    What is conducted above smoke scale becomes a record. ``$REPROLIB_DEVICE`` says where: ``make book DEVICE=cuda``.
     """
-    device = "cuda" if torch.cuda.is_available() and scale == "paper" else "cpu"
+    device = os.environ.get("REPROLIB_DEVICE") or "cpu"
     live = conduct(name, scale, partial(execute, device=device, keep=None if scale == "smoke" else runs_folder()))
     if scale != "smoke":
         live.save()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from reprolib.errors import InvalidInput, ReprolibError, UnknownName
+from reprolib.lab import plugins
 from reprolib.lab.files import write
 from reprolib.lab.provenance import environment
 from reprolib.lab.run import Run
@@ -103,7 +104,8 @@ def _histories(
     with _cluster(scheduler) if scheduler else joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
         try:
-            yield from parallel(joblib.delayed(trained)(run, device, keep, threads=1) for run in waiting)
+            how = {"threads": 1, "modules": plugins.loaded()}
+            yield from parallel(joblib.delayed(trained)(run, device, keep, **how) for run in waiting)
         except TerminatedWorkerError as error:
             raise ReprolibError(
                 "a worker was killed (out of memory?): start again, what is finished is kept"
@@ -127,8 +129,33 @@ def _cluster(scheduler: str) -> Iterator[None]:
         yield
 
 
-def trained(run: Run, device: str, keep: Path | None, *, threads: int | None = None) -> History:
-    """Train one run, or wait for whoever is training it in the same folder."""
+def trained(run: Run, device: str, keep: Path | None, **how: Any) -> History:
+    """Train one run to its end; ``how``: see :func:`continued`."""
+    history = continued(run, device, keep, **how)
+    assert history is not None  # there was no deadline
+    return history
+
+
+def continued(
+    run: Run,
+    device: str,
+    keep: Path | None,
+    *,
+    threads: int | None = None,
+    modules: Sequence[str] = (),
+    deadline: Callable[[], bool] = lambda: False,
+) -> History | None:
+    """Train one run from its checkpoint on, or wait for whoever is training it in the same folder.
+
+    Args:
+        run: what to train.
+        device: where.
+        keep: folder of finished runs and checkpoints.
+        threads: of torch, where this is a process of its own.
+        modules: plug-ins to import first; there a process of its own knows the task and the method from.
+        deadline: see :func:`reprolib.lab.train.train`; ``None`` is returned if it came first.
+    """
+    plugins.load(*modules)
     if threads:
         torch.set_num_threads(threads)
     store = Store(keep) if keep else None
@@ -137,11 +164,12 @@ def trained(run: Run, device: str, keep: Path | None, *, threads: int | None = N
         if found:
             return found
         made_in = environment(device)
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"deadline": deadline}
         if store:
-            options = {"checkpoint": store.checkpoint(run), "watch": _reporter(store, run)}
+            options |= {"checkpoint": store.checkpoint(run), "watch": _reporter(store, run)}
         history = train(run, device, **options)
-        assert history is not None  # there was no deadline
+        if history is None:
+            return None
         history.environment = made_in
         if store:
             store.write(history)

@@ -24,10 +24,24 @@ def replaced(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def checkout() -> Path | None:
+    """The source tree that this package lies in; an installed package has none."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").exists() and (root / "book" / "records").is_dir() else None
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Write a file that appears whole or not at all."""
     with replaced(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def written(path: Path) -> int | None:
+    """When the file was last written, by the clock of its drive; ``None`` if it is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _sync(folder: Path) -> None:

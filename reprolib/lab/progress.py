@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
 from typing import TextIO
+
+from reprolib.lab.files import written
 
 PLAIN_EVERY = 30.0  # seconds between two lines where there is no terminal
 
@@ -18,12 +21,12 @@ class Progress:
     Trainers of any process write how far they are into the folder of the runs (``Store.progress``).
     """
 
-    def __init__(self, runs: Path, stream: TextIO | None = None):
-        self.runs, self.stream = runs, stream or sys.stderr
-        self.terminal = self.stream.isatty()
+    def __init__(self, runs: Path, stream: TextIO | None = None, *, every: float | None = None):
+        self.runs, self.stream, self._every = runs, stream or sys.stderr, every
+        self.terminal = self.stream.isatty() and find_spec("tqdm") is not None
         # Of somebody who was killed, as long as nobody writes them again. Times are compared with themselves only: those
         # of files may lie some milliseconds, on a network drive minutes, away from this process's clock.
-        self._left_behind = {path: _written(path) for path in self.runs.glob("*.progress")}
+        self._left_behind = {path: written(path) for path in self.runs.glob("*.progress")}
         self._bar = None
 
     def say(self, line: str) -> None:
@@ -59,7 +62,7 @@ class Progress:
     def _of(self, path: Path) -> str:
         try:
             epoch, epochs, loss, wall = path.read_text(encoding="utf-8").split()
-            if path in self._left_behind and self._left_behind[path] == _written(path):
+            if path in self._left_behind and self._left_behind[path] == written(path):
                 return ""
         except (OSError, ValueError):
             return ""  # just finished
@@ -68,21 +71,13 @@ class Progress:
 
     def _watch(self, over: Event) -> None:
         shown = ""
-        while not over.wait(0.5 if self.terminal else PLAIN_EVERY):
+        while not over.wait(0.5 if self.terminal else self._every or PLAIN_EVERY):
             status = self.status()
             if self._bar is not None:
                 self._bar.set_description_str(status)
             elif status and status != shown:
                 print(status, flush=True)
             shown = status
-
-
-def _written(path: Path) -> int | None:
-    """When the file was last written, by the clock of its drive; ``None`` if it is gone."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 
-from reprolib.lab.files import replaced, write
+from reprolib.lab.files import checkout, replaced, write
 from reprolib.lab.run import Run
 from reprolib.lab.train import History
 
@@ -25,8 +25,11 @@ FORMAT = 2
 
 
 def runs_folder() -> Path:
-    """Where runs are kept: ``$REPROLIB_RUNS``, or ``build/runs`` of the source tree."""
-    return Path(os.environ.get("REPROLIB_RUNS") or Path(__file__).resolve().parents[2] / "build" / "runs")
+    """Where runs are kept: ``$REPROLIB_RUNS``, ``build/runs`` of the source tree, or of an installed package here."""
+    if chosen := os.environ.get("REPROLIB_RUNS"):
+        return Path(chosen)
+    root = checkout()
+    return root / "build" / "runs" if root else Path.cwd() / "reprolib-runs"
 
 
 class Store:

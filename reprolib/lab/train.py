@@ -101,6 +101,7 @@ class Training:
             train_size=run.train_size,
             held_out=run.held_out,
             test_size=run.test_size,
+            batch_seed=run.batch_seed,
             download=download,
         )
         torch.manual_seed(run.seed)  # for networks that draw random numbers (dropout)

@@ -20,21 +20,24 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from reprolib.errors import RecordError, UnknownName
-from reprolib.lab.files import write
+from reprolib.errors import RecordError
+from reprolib.lab.files import checkout, write
 from reprolib.lab.run import Run
 from reprolib.lab.train import FINISHED, History
-from reprolib.records import claims
+from reprolib.records.claims import digest, source
+from reprolib.records.scale import SCALES, check_scale
 
-SCALES = ("smoke", "desk", "paper")
 REPORTED, DEFAULT, TRIAL = ROLES = ("reported", "default", "trial")
 FORMAT = 2
 DESCRIPTION = ("task", "method", "seed")  # columns that come from the runs' specifications
 
 
 def folder() -> Path:
-    """Where records lie: ``$REPROLIB_RECORDS``, or ``book/records`` of the source tree."""
-    return Path(os.environ.get("REPROLIB_RECORDS") or Path(__file__).resolve().parents[2] / "book" / "records")
+    """Where records lie: ``$REPROLIB_RECORDS``, ``book/records`` of the source tree, or of an installed package here."""
+    if chosen := os.environ.get("REPROLIB_RECORDS"):
+        return Path(chosen)
+    root = checkout()
+    return root / "book" / "records" if root else Path.cwd() / "reprolib-records"
 
 
 def published(where: Path | None = None) -> list[tuple[str, str]]:
@@ -88,6 +91,16 @@ class Record:
             values.insert(0, name, [self.runs[key]["specification"][name] for key in rows["key"]])
         values.insert(0, "key", rows["key"])
         return values
+
+    def history(self, run: Run) -> History | None:
+        """What the record knows of ``run``: of a trial the last row only, of none its last weights."""
+        if run.key not in self.runs:
+            return None
+        table = self.rows[self.rows["key"] == run.key].drop(columns=["key"]).reset_index(drop=True)
+        kept = {
+            name: self.runs[run.key][name] for name in ("first_losses", "status", "reason", "skipped", "environment")
+        }
+        return History(run, table, **kept)
 
     @property
     def statuses(self) -> Counter[str]:
@@ -227,13 +240,6 @@ def run_of(specification: dict[str, Any]) -> Run:
     return Run.of(**fields)
 
 
-def check_scale(scale: str) -> str:
-    """``scale`` if it is one of smoke, desk, paper."""
-    if scale not in SCALES:
-        raise UnknownName.among("scale", scale, SCALES)
-    return scale
-
-
 def _kept(h: History, role: str) -> dict[str, Any]:
     """What the JSON keeps of a history."""
     last = h.table["iteration"].max()
@@ -252,7 +258,7 @@ def _kept(h: History, role: str) -> dict[str, Any]:
 
 def _digest() -> str:
     """Of the claims file, where there is one (an installed package has none)."""
-    return claims.digest() if claims.source().exists() else ""
+    return digest() if source().exists() else ""
 
 
 def _paths(where: Path, name: str, scale: str) -> tuple[Path, Path]:

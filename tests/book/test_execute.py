@@ -120,7 +120,7 @@ def test_damaged_stamp_counts_as_none(checkout: Path, text: str) -> None:
 
 
 def test_unknown_scale_and_chapter(checkout: Path) -> None:
-    with pytest.raises(UnknownName, match="unknown scale 'tiny': use one of desk, paper, smoke"):
+    with pytest.raises(UnknownName, match="unknown scale 'tiny': use one of desk, night, paper, smoke"):
         execute(checkout, scale="tiny")
     with pytest.raises(UnknownName, match=r"unknown chapter 'red/on3': use one of red/one, red/two \(did you mean"):
         execute(checkout, only="red/on3")
@@ -226,8 +226,9 @@ def test_other_ways_to_fail(checkout: Path, code: str, said: str) -> None:
 
 def test_killed_process_is_reported(checkout: Path) -> None:
     write(checkout, "red/one", "import os; os.kill(os.getppid(), 9)")
-    with pytest.raises(NotebookFailed, match=r"red/one\.md: a process was killed.*red/two\.md: not executed"):
+    with pytest.raises(NotebookFailed, match=r"red/one\.md: its process was killed"):
         execute(checkout, jobs=1)
+    assert printed(Layout(checkout).executed("red/two", "smoke")) == "smoke\n", "the other chapter has its own"
 
 
 def test_time_limit(checkout: Path) -> None:

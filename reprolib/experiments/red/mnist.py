@@ -16,8 +16,8 @@ def plan(scale: str) -> Plan:
 
 
 def verdicts(record: Record) -> list[dict[str, str]]:
-    """Claims red-c01, red-c02, red-c06, each seed compared with its namesake of the baseline."""
+    """Claims red-c01, red-c02, red-c06, red-c28, each seed compared with its namesake of the baseline."""
     seen = Figures(record)
     (task,) = seen.tasks
-    judged = seen.competitive(task) + seen.warm_up(task)
+    judged = seen.competitive(task) + seen.warm_up(task) + seen.coincides(task)
     return seen.drawn("fig2") + judged + seen.without_tuning() + seen.affordable(task)

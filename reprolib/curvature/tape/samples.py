@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from reprolib.curvature.recorder import Node, Value
+from reprolib.curvature.tape.node import Node, Value
 
 Shape = Sequence[int]
 # (node, name of the argument, shape of the argument, shape of the output, before in the output, B) -> before, or None
-Place = Callable[["Node", str, Shape, Shape, int, int], "int | None"]
+Place = Callable[[Node, str, Shape, Shape, int, int], int | None]
 
 
 def locate(nodes: Sequence[Node], losses: Value, by_index: bool) -> dict[int, int | None]:

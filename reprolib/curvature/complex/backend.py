@@ -10,27 +10,24 @@ CSDD). PyTorch's reverse mode returns the conjugate of the holomorphic gradient.
 come from forward mode along e through the evaluation at θ + i h d: Im (∂/∂t) J_s(θ + t e + i h d)/h.
 
 (a + i h b)(c + i h d) = ac − h²bd + i h (ad + bc): as h → 0 this is the arithmetic of dual numbers, so the complex step is
-forward mode, at the price of complex arithmetic. Operations without a complex kernel are continued in ``analytic.py``.
+forward mode, at the price of complex arithmetic. Operations without a complex kernel are continued in ``analytic/``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.func import jvp as forward
 
-from reprolib.curvature.analytic import call, real
 from reprolib.curvature.autodiff import gradient, run
+from reprolib.curvature.complex.analytic import call, real
+from reprolib.curvature.network import Network
 from reprolib.curvature.replay import translated
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import UnsupportedOperation
-
-if TYPE_CHECKING:
-    from reprolib.curvature.model import Network
 
 __all__ = ["gradient", "hvp", "jvp", "run", "second", "summary"]  # the ordinary pass is that of autodiff
 

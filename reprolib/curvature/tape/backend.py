@@ -5,7 +5,7 @@ derivative ẍ. For an operation y = F(x) they are
 
     ẏ = DF ẋ            ÿ = DF ẍ + D²F[ẋ, ẋ]
 
-and each operation has one rule (``rules.py``) for DF and D²F. At the end stand the per-sample slopes ⟨∇J_s, d⟩ and
+and each operation has one rule (``rules/``) for DF and D²F. At the end stand the per-sample slopes ⟨∇J_s, d⟩ and
 curvatures dᵀ∇²J_s d. Nothing of the user's is run twice, so there is nothing to undo: no second forward pass, no dropout
 mask to repeat, no statistics to protect. What has no rule is differentiated by nested forward mode of that one operation.
 
@@ -16,14 +16,14 @@ them, ẍ is carried on and every share is exact, unless ``batch_norm="by-index"
 
     matrix products, gradient included and in gradients        paid   carried
     ``products="plain"``                                       2      7/3
-    ``products="shared"``  (``rules.shared_products``)         5/3    2
+    ``products="shared"``  (``rules/layers.py``)               5/3    2
     ``memory="recompute"`` (``recompute.py``)                  7/3 plain, 2 shared, at about the memory of a gradient
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,48 +31,16 @@ from torch.func import jvp as forward
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from reprolib.curvature import autodiff, recompute
-from reprolib.curvature.blocks import Blockwise
-from reprolib.curvature.recorder import Node, Tape, Value, reader
-from reprolib.curvature.samples import locate
+from reprolib.curvature import autodiff
+from reprolib.curvature.network import Network
+from reprolib.curvature.tape.blocks import Blockwise
+from reprolib.curvature.tape.node import Node, Value, reader
+from reprolib.curvature.tape.recompute import adjoints_again
+from reprolib.curvature.tape.recorder import Tape
+from reprolib.curvature.tape.recording import Recording
+from reprolib.curvature.tape.rules.registry import rerun
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import UnsupportedOperation
-
-if TYPE_CHECKING:
-    from reprolib.curvature.model import Network
-
-
-class Recording:
-    """What the backend keeps of the ordinary pass.
-
-    ``nodes`` are the recorded operations, ``places`` where the samples are in the values whose ẍ is paid, ``adjoints``
-    their x̄ once the gradient has been taken. ``later`` are the nodes whose data the recomputing schedule has dropped.
-    """
-
-    def __init__(self, net: Network, tape: Tape, outputs: Tensor, losses: Tensor):
-        # a result that no recorded operation made gets a number of its own, and no tangent: the ⟨g, d⟩ check will say so
-        self.ends = [Value(tape.number(t), t, kept=False) for t in (outputs, losses)]
-        self.batch, self.params = len(losses), net.params
-        self.nodes = tape.nodes[: tape.at_outputs]
-        self.edges: dict[int, Any] = {}  # where in autograd's graph the adjoints are that gradient() takes along
-        self.graph = tape.edges  # and those of all values
-        self.places: dict[int, int] = {}
-        self.adjoints: dict[int, Tensor] | None = None
-        self.later: recompute.Later | None = None
-        if net.options.curvature == "hessian":
-            found = locate(tape.nodes, self.ends[1], net.options.batch_norm == "by-index")
-            self.nodes = [node for node in tape.nodes if any(v.id in found for v in node.out)]
-            self.places = {k: before for k in tape.products if (before := found.get(k)) is not None}
-            self.edges = {k: tape.edges[k] for k in self.places}
-            if net.options.memory == "recompute":
-                self.later = recompute.split(self.nodes, self.places, tape.tensor)
-                self.edges = {k: v for k, v in self.edges.items() if k not in self.later.made}
-        self.last_use = {v.id: i for i, node in enumerate(self.nodes) for v in node.inputs()}
-        self.last_use |= {v.id: len(self.nodes) for v in self.ends}  # never: they are the answer
-        tape.close()
-
-
-# ---- the backend
 
 
 def run(net: Network) -> tuple[Tensor, Tensor]:
@@ -146,7 +114,7 @@ def summary(net: Network, d: Tensors, groups: Sequence[Sequence[int]], third: bo
     weights = d[0].new_full((r.batch,), 1 / r.batch)
     if net.graph is None or r.later is not None:
         made = [v.id for node in r.nodes for v in node.out]
-        adjoints = recompute.adjoints_again(r.nodes, {}, made, r, net)
+        adjoints = adjoints_again(r.nodes, {}, made, r.ends[1].id, net.params)
     else:
         edges = tuple(r.graph.values())
         found = torch.autograd.grad(net.graph[1], edges, weights, retain_graph=True, allow_unused=True)
@@ -171,7 +139,7 @@ def _curvature(net: Network, d: Tensors, free: bool) -> tuple[Tensor, Tensor]:
     replay = Replay(r, d, curved=True)
     replay.walk(r.nodes if r.later is None else r.nodes[: r.later.start], r.adjoints, free)
     if r.later is not None:
-        adjoints = r.later.recompute(r, net)
+        adjoints = r.later.recompute(r.ends[1].id, net.params)
         replay.walk(r.nodes[r.later.start :], adjoints, free=True)
     return replay.at(r.ends[1], replay.first), replay.at(r.ends[1], replay.second) + replay.paid
 
@@ -244,7 +212,7 @@ def fallback(node: Node, t: Callable, u: Callable | None) -> tuple[Any, Any]:
 
     def f(*xs: Tensor) -> Any:
         given = {v.id: x for v, x in zip(values, xs, strict=True)}
-        return tuple(node.again(lambda v: given[v.id]))
+        return tuple(rerun(node, lambda v: given[v.id]))
 
     xs, ds = tuple(v.data for v in values), tangents(t)
     try:

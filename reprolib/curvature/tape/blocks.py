@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 from torch.func import jvp as forward
 
-from reprolib.curvature.recorder import Node, Value, reader
+from reprolib.curvature.tape.node import Node, Value, reader
 from reprolib.curvature.tree import Tensors
 
 Groups = tuple[int, ...]
@@ -50,7 +50,6 @@ class Blockwise:
 
     def advance(self, node: Node) -> None:
         """Fill in the tangents of the node's outputs, and what the node adds to ψ″ and ψ‴."""
-        assert node.rule is not None
         values = {v.id: v for v in node.inputs() if v.id in self.first}
         if not values:
             return
@@ -73,7 +72,6 @@ class Blockwise:
 
     def _elementwise(self, node: Node, v: Value, adjoint: Tensor | None):
         ids, dx = self.first[v.id]
-        assert node.rule is not None and node.rule.derivatives is not None
         f1, f2 = node.rule.derivatives(node)
         first: list = [(ids, f1 * dx)]
         if f2 is None or adjoint is None:
@@ -92,8 +90,7 @@ class Blockwise:
         return first, [(ids, square.mul_(bend))]
 
     def _bilinear(self, node: Node, values: dict[int, Value], adjoint: Tensor | None):
-        assert node.rule is not None and node.rule.bilinear is not None
-        product: Callable[[Tensor, Tensor], Tensor] = lambda a, b: node.rule.bilinear(node, a, b)  # type: ignore # noqa: E731
+        product: Callable[[Tensor, Tensor], Tensor] = lambda a, b: node.rule.bilinear(node, a, b)  # noqa: E731
         a, b = (node.args[k] for k in node.rule.factors)
         rest = [v for v in values.values() if v.id not in {x.id for x in (a, b) if isinstance(x, Value)}]  # a bias
         first = [self._through(node, v, self.first[v.id]) for v in rest]
@@ -147,11 +144,11 @@ class Blockwise:
         bends: list[bool] = []
 
         def rule(at: Node, *moved: Tensor):
-            y, s = at.rule.apply(at, reader(dict(zip(slots, moved, strict=True))), True)  # type: ignore[union-attr]
+            y, s = at.rule.apply(at, reader(dict(zip(slots, moved, strict=True))), True)
             bends.append(s is not None)
             return (_tuple(y), s) if s is not None else (_tuple(y), ())
 
-        if node.rule.many:  # type: ignore[union-attr]  # affine: nothing bends, and each argument moves with its own groups
+        if node.rule.many:  # affine: nothing bends, and each argument moves with its own groups
             return [self._through(node, v, self.first[v.id]) for v in values.values()], []
         y, s = vmap(lambda *m: rule(node, *m))(*dx)
         first = [(ids, y if len(y) > 1 else y[0])]
@@ -188,7 +185,7 @@ class Blockwise:
     def _through(self, node: Node, v: Value, blocks: Blocks) -> tuple[Groups, Any]:
         """DF along one argument."""
         ids, dx = blocks
-        y = vmap(lambda z: _tuple(node.rule.apply(node, reader({v.id: z}), False)[0]))(dx)  # type: ignore[union-attr]
+        y = vmap(lambda z: _tuple(node.rule.apply(node, reader({v.id: z}), False)[0]))(dx)
         return ids, y if len(y) > 1 else y[0]
 
     def _pay(self, rows: Tensor, columns: Tensor, i: Groups, j: Groups) -> None:
@@ -231,12 +228,11 @@ def _second(f1: Any, f2: Any) -> Any:
 
 def _third(node: Node, v: Value, f1: Tensor, f2: Any) -> Tensor:
     """f‴ of an elementwise operation, by forward mode over its f″, or over the h of f″ = c h f′: f‴ = c (h′ + c h²) f′."""
-    assert node.rule is not None and node.rule.derivatives is not None
     kept = {w.id: w.data for w in (*node.inputs(), *node.out) if w.data is not None}
     moves = {v.id: lambda t: torch.ones_like(t), node.out[0].id: lambda t: f1.expand_as(t)}
 
     def bend(*data: Tensor) -> Tensor:
-        second = node.rule.derivatives(_Moved(node, dict(zip(kept, data, strict=True))))[1]  # type: ignore
+        second = node.rule.derivatives(_Moved(node, dict(zip(kept, data, strict=True))))[1]
         second = second[1] if isinstance(second, tuple) else second
         return second if isinstance(second, Tensor) else data[0].new_full((), second)
 

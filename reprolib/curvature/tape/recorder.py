@@ -1,14 +1,12 @@
 """The tape: what one ordinary pass of user code did to the parameters.
 
-A function mode sees every operation on a value that depends on the parameters and writes down a :class:`Node`: its rule
-(``rules.py``), its arguments, its outputs. Values have numbers, not names, because a tensor that was freed may share its
-``id`` with a later one. Of a value's data only what a rule will read is kept; it is the tensor that autograd keeps too.
+A function mode sees every operation on a value that depends on the parameters and writes down a
+:class:`~reprolib.curvature.tape.node.Node`: its rule (``rules/``), its arguments, its outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,76 +15,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from reprolib.curvature.calls import map_tensors, tensors, writes_in_place
-from reprolib.curvature.rules import EXPANDED, RULES, Rule
+from reprolib.curvature.tape.node import Node, Value
+from reprolib.curvature.tape.rules import EXPANDED, RULES, Rule
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import UnsupportedOperation
-
-
-class Value:
-    """A place in an operation where a value on the tape stands: its number, and its data if the rule reads it here."""
-
-    __slots__ = ("data", "id", "kept", "shape")
-
-    def __init__(self, id: int, t: Tensor, kept: bool):
-        self.id, self.shape, self.kept, self.data = id, t.shape, kept, t.detach() if kept else None
-
-
-class Node:
-    """One recorded operation: its rule, its call, its arguments by name, its outputs."""
-
-    __slots__ = ("args", "call", "func", "out", "rule")
-
-    def __init__(self, rule: Rule | None, func: Callable, call: tuple[tuple, dict], out: list[Value], extra: dict):
-        self.rule, self.func, self.call, self.out = rule, func, call, out
-        args, kwargs = call
-        if rule is None or rule.many:
-            self.args: dict[str, Any] = {"args": args, **kwargs}
-        else:
-            self.args = dict(zip(rule.names, args, strict=False)) | {rule.name(k): v for k, v in kwargs.items()}
-        self.args |= extra
-
-    def __getitem__(self, name: str) -> Any:
-        """The data of an argument (a tensor, a number, ...), ``None`` if it was not given."""
-        x = self.args.get(name)
-        return x.data if isinstance(x, Value) else x
-
-    @property
-    def name(self) -> str:
-        """The name of the operation."""
-        name = getattr(self.func, "__name__", str(self.func))
-        return self.func.__self__.__name__ if name == "__get__" else name  # type: ignore[attr-defined]  # x.T
-
-    @property
-    def y(self) -> Tensor:
-        """The data of the (first) output."""
-        assert self.out[0].data is not None
-        return self.out[0].data
-
-    def inputs(self) -> Iterator[Value]:
-        """The arguments that depend on the parameters."""
-        yield from self.values(tuple(self.args.values()))
-
-    @staticmethod
-    def values(x: Any) -> Iterator[Value]:
-        """The recorded values in nested tuples and lists."""
-        if isinstance(x, Value):
-            yield x
-        elif type(x) in (tuple, list):
-            for y in x:
-                yield from Node.values(y)
-
-    def forget(self) -> None:
-        """Drop the data of its values."""
-        for v in (*self.inputs(), *self.out):
-            v.data = None
-
-    def again(self, data: Callable[[Value], Tensor]) -> list[Tensor]:
-        """The outputs, computed anew from ``data`` of the inputs."""
-        args, kwargs = _filled(self.call[0], data), {k: _filled(v, data) for k, v in self.call[1].items()}
-        again = self.rule.again if self.rule else None
-        out = again(self, args, kwargs) if again else self.func(*args, **kwargs)
-        made = [t for t in tensors(out) if t.is_floating_point()]
-        return made[: len(self.out)]
 
 
 class Tape(TorchFunctionMode):
@@ -163,7 +95,8 @@ class Tape(TorchFunctionMode):
         names = rule.names if rule and not rule.many else ()
         call_args = tuple(self._value(rule, names[i] if i < len(names) else "args", x) for i, x in enumerate(args))
         call_kwargs = {k: self._value(rule, rule.name(k) if rule else k, v) for k, v in kwargs.items()}
-        node = Node(rule, func, (call_args, call_kwargs), [], extra)
+        named = rule.bound(call_args, call_kwargs) if rule else {"args": call_args, **call_kwargs}
+        node = Node(rule, func, (call_args, call_kwargs), named | extra)
         shares = self._shared and rule and rule.factors and all(isinstance(node.args[k], Value) for k in rule.factors)
         keep_out = rule is not None and ("y" in rule.reads or bool(shares))
         node.out = [Value(self.number(t), t, keep_out) for t in made]
@@ -198,27 +131,6 @@ class Tape(TorchFunctionMode):
             if value is target:
                 self._newest[old] = new
         return new
-
-
-# Functions of the module and no local ones: a local function that calls itself is a reference cycle, and would keep the
-# activations that it sees alive until the garbage collector comes by.
-
-
-def reader(table: dict[int, Any]) -> Callable[[Any], Any]:
-    """The entries of ``table`` at the recorded values in nested tuples and lists; ``None`` at all else."""
-    return partial(_read, table)
-
-
-def _read(table: dict[int, Any], x: Any) -> Any:
-    if isinstance(x, Value):
-        return table.get(x.id)
-    return [_read(table, y) for y in x] if type(x) in (tuple, list) else None
-
-
-def _filled(x: Any, data: Callable[[Value], Any]) -> Any:
-    if isinstance(x, Value):
-        return data(x)
-    return type(x)(_filled(y, data) for y in x) if type(x) in (tuple, list) else x
 
 
 _OUT_OF_PLACE = {"relu_": "relu", "tanh_": "tanh", "sigmoid_": "sigmoid", "exp_": "exp"} | {

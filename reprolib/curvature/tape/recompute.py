@@ -16,51 +16,54 @@ half. In matrix products this is 7/3 of a gradient, not the 2 of Theorem 1 (E-re
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from reprolib.curvature.recorder import Node
-
-if TYPE_CHECKING:
-    from reprolib.curvature.model import Network
-    from reprolib.curvature.tape import Recording
+from reprolib.curvature.tape.node import Node
+from reprolib.curvature.tape.rules.registry import rerun
+from reprolib.curvature.tree import Tensors
 
 
 class Later:
-    """The second half of a tape: nodes from ``start`` on, what they make, and the values at the cut."""
+    """The second half of a tape: nodes from ``start`` on, what they make, and the values at the cut.
 
-    def __init__(self, start: int, nodes: list[Node], cut: dict[int, Tensor]):
+    ``paid`` are the numbers of the values whose adjoints pay for second derivatives.
+    """
+
+    def __init__(self, start: int, nodes: list[Node], cut: dict[int, Tensor], paid: Collection[int]):
         self.start, self.cut, self._nodes = start, cut, nodes
         self.made = {v.id for node in nodes for v in node.out}
+        self._paid = [k for k in paid if k in self.made]
 
-    def recompute(self, recording: Recording, net: Network) -> dict[int, Tensor]:
+    def recompute(self, losses: int, params: Tensors) -> dict[int, Tensor]:
         """Step 4 up to its T: the data of the nodes, and the adjoints of their values that pay for second derivatives."""
-        wanted = [k for k in recording.places if k in self.made]
-        return adjoints_again(self._nodes, self.cut, wanted, recording, net)
+        return adjoints_again(self._nodes, self.cut, self._paid, losses, params)
 
 
 def adjoints_again(
-    nodes: list[Node], cut: dict[int, Tensor], numbers: list[int], recording: Recording, net: Network
+    nodes: list[Node], cut: dict[int, Tensor], numbers: list[int], losses: int, params: Tensors
 ) -> dict[int, Tensor]:
-    """Run recorded nodes once more, from the parameters and ``cut``: their data, and the adjoints of some values."""
+    """Run recorded nodes once more, from the parameters and ``cut``: their data, and the adjoints of some values.
+
+    ``losses`` and ``numbers`` are the numbers of the values that are differentiated and of those whose adjoints are asked for.
+    """
     table: dict[int, Tensor] = {k: x.detach().requires_grad_(x.is_floating_point()) for k, x in cut.items()}
-    table |= {i: p.detach().requires_grad_() for i, p in enumerate(net.params)}
+    table |= {i: p.detach().requires_grad_() for i, p in enumerate(params)}
     with torch.enable_grad():
         for node in nodes:
-            outs = node.again(lambda v: table[v.id])  # noqa: B023
+            outs = rerun(node, lambda v: table[v.id])  # noqa: B023
             table |= {v.id: t for v, t in zip(node.out, outs, strict=True)}
             for v in (*node.inputs(), *node.out):
                 if v.kept:
                     v.data = table[v.id].detach()
-        losses = table[recording.ends[1].id]
         wanted = {k: get_gradient_edge(table[k]) for k in numbers}
         if not wanted:
             return {}
-        weights = torch.full_like(losses, 1 / losses.numel())
-        found = torch.autograd.grad(losses, tuple(wanted.values()), weights, allow_unused=True)
+        end = table[losses]
+        weights = torch.full_like(end, 1 / end.numel())
+        found = torch.autograd.grad(end, tuple(wanted.values()), weights, allow_unused=True)
     return {k: x for k, x in zip(wanted, found, strict=True) if x is not None}
 
 
@@ -80,4 +83,4 @@ def split(nodes: list[Node], paid: Collection[int], tensor: Callable[[int], Tens
             if v.id in first:
                 cut[v.id] = tensor(v.id).detach()
         node.forget()
-    return Later(start, nodes[start:], cut)
+    return Later(start, nodes[start:], cut, paid)
