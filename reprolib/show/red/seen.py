@@ -87,7 +87,7 @@ def overfitting(c: Comparison) -> str:
     for name in (c.task_of("cifar10"), c.task_of("cifar100")):
         final = c.final["test_loss"][name]
         for red, baseline in PAIRS.items():
-            runs = [c.run(name, red, s) for s in _seeds(c, name, red)]
+            runs = [c.runs[name, red, s] for s in _seeds(c, name, red)]
             lowest = [float(run.loc[run["test_loss"].idxmin(), "epoch"]) for run in runs]
             over = final[red].mean() / final[baseline].mean()
             at = words.between(lowest, "{:.0f}")
