@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reprolib.experiments.red.protocol import SEEDS, Figures, figure2
+from reprolib.experiments.red.protocol import Figures, figure2, seeds
 from reprolib.lab.plan import Plan
 from reprolib.records.record import Record
 
@@ -12,7 +12,7 @@ CHAPTER = "red/four-tasks"  # that shows it
 
 def plan(scale: str) -> Plan:
     """Figure 2's protocol."""
-    return figure2(scale, "autoencoder", SEEDS)
+    return figure2(scale, "autoencoder", seeds(scale))
 
 
 def verdicts(record: Record) -> list[dict[str, str]]:
