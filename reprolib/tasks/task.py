@@ -96,7 +96,9 @@ class Task:
         if held_out:
             other = (x[-held_out:], y[-held_out:])
             x, y = x[:-held_out], y[:-held_out]
-        net = networks.initialised(self.network(), torch.Generator().manual_seed(seed))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # of what `initialised` leaves as its layer draws it: embeddings
+            net = networks.initialised(self.network(), torch.Generator().manual_seed(seed))
         if self.memory:
             net = WithMemory(net, self.memory)
         batches = Batches(
