@@ -298,3 +298,17 @@ def task(name: str) -> Task:
     if name not in TASKS:
         raise UnknownName.among("task", name, TASKS)
     return TASKS[name]
+
+
+def register(task: Task) -> Task:
+    """Make a task of your own known by its name.
+
+    Other processes know it if the module that does this is a plug-in, see :mod:`reprolib.lab.plugins`.
+
+    Raises:
+        InvalidInput: the name is taken.
+    """
+    if task.name in TASKS:
+        raise InvalidInput(f"there is a task {task.name!r} already: choose another name")
+    TASKS[task.name] = task
+    return task
