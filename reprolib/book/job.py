@@ -29,6 +29,7 @@ from reprolib.errors import InvalidInput
 # What chapters import, what a kernel is made of, what talks to it: all but reprolib.
 PRELOADED = [
     *("numpy", "torch", "torch.func", "torch.utils.flop_counter", "pandas", "filelock", "yaml"),
+    "torch._dynamo",  # the first optimizer imports it
     *("matplotlib.pyplot", "IPython.display", "ipykernel.kernelapp", "ipykernel.ipkernel"),
     *("papermill", "jupytext", "nbformat", "nbclient", "jupyter_client.asynchronous", "jupyter_client.provisioning"),
 ]
