@@ -83,6 +83,12 @@ def execute(
     for n, (chapter, path) in enumerate(done.items(), 1):
         kept_at = path.relative_to(layout.build / "executed").parts[0]
         print(f"  [{n}/{total}] {chapter}  cached ({kept_at})", flush=True)
+    larger = [chapter for chapter, s in todo if s == scale != "smoke"]
+    if larger:
+        from reprolib.book.estimate import estimate  # needs torch and the records
+
+        for line in estimate(larger, scale):
+            print(line, flush=True)
     failures = _run_all(layout, todo, done, environment, jobs, How(device, threads, timeout, fresh))
     if failures:
         for failure in failures:

@@ -21,7 +21,7 @@ class Forked:
     def __init__(self) -> None:
         context = get_context("fork")
         theirs, self._tell = context.Pipe(duplex=False)
-        self._process = context.Process(target=become_kernel, args=(theirs,))
+        self._process = context.Process(target=become_kernel, args=(theirs, self._tell))
         self._process.start()
         self.pid = self._process.pid
 
@@ -52,10 +52,14 @@ class Forked:
         self._process.terminate()
 
 
-def become_kernel(told: Connection) -> None:
-    """The life of a :class:`Forked`."""
+def become_kernel(told: Connection, tell: Connection) -> None:
+    """The life of a :class:`Forked`, which ends early if nobody is left to launch it."""
+    tell.close()
     os.setsid()  # signals of the terminal do not concern it, and its own children share its group
-    arguments, environment, folder = told.recv()
+    try:
+        arguments, environment, folder = told.recv()
+    except EOFError:
+        return
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,8 @@ class Layout:
 
     @property
     def build(self) -> Path:
-        """Everything generated."""
-        return self.root / "build"
+        """Everything generated; ``$REPROLIB_BUILD`` names another folder."""
+        return self.root / (os.environ.get("REPROLIB_BUILD") or "build")
 
     @property
     def html(self) -> Path:

@@ -93,13 +93,17 @@ def provenance(*results: Shown) -> None:
     display(Markdown("\n".join(lines)))
 
 
+def device() -> str:
+    """Where a chapter's experiments train: ``$REPROLIB_DEVICE``, which ``make book DEVICE=cuda`` sets, or the processor."""
+    return os.environ.get("REPROLIB_DEVICE") or "cpu"
+
+
 def show(name: str, scale: str) -> Shown:
     """Conduct experiment ``name`` at ``scale``, above smoke with what is kept of earlier runs, and load the best record.
 
-    What is conducted above smoke scale becomes a record. ``$REPROLIB_DEVICE`` says where: ``make book DEVICE=cuda``.
+    What is conducted above smoke scale becomes a record.
     """
-    device = os.environ.get("REPROLIB_DEVICE") or "cpu"
-    live = conduct(name, scale, partial(execute, device=device, keep=None if scale == "smoke" else runs_folder()))
+    live = conduct(name, scale, partial(execute, device=device(), keep=None if scale == "smoke" else runs_folder()))
     if scale != "smoke":
         live.save()
     return Shown(live, Record.load(name))

@@ -18,7 +18,9 @@ LAYOUT = Layout(Path(__file__).parents[2])
 
 def written_in(chapter: str, name: str) -> Any:
     """The function ``name`` as a cell of the chapter defines it."""
-    (cell,) = [c for c in source.read(LAYOUT.source(chapter)).cells if c.cell_type == "code" and f"def {name}(" in c.source]
+    (cell,) = [
+        c for c in source.read(LAYOUT.source(chapter)).cells if c.cell_type == "code" and f"def {name}(" in c.source
+    ]
     space: dict[str, Any] = {}
     exec(compile(cell.source, chapter, "exec"), space)
     return space[name]

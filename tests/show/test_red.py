@@ -8,6 +8,7 @@ import pytest
 
 from reprolib.errors import InvalidInput
 from reprolib.records import Record
+from reprolib.records.record import joined
 from reprolib.show.red import four_tasks
 from reprolib.show.red.comparison import PAIRS, Comparison, short
 from reprolib.show.red.seen import seen
@@ -26,14 +27,14 @@ def best():
 
 
 def test_a_record_has_one_task():
-    record = Record.load("red/cifar10", "smoke")
-    with pytest.raises(InvalidInput, match="mnist"):
-        Comparison({"mnist": Record("x", "smoke", record.rows.head(0), {}, {"tuning": []})})
+    two = joined("red", [Record.load(f"red/{column}", "smoke") for column in ("mnist", "cifar10")])
+    with pytest.raises(InvalidInput, match="digits-classifier, digits-convnet"):
+        Comparison({"mnist": two})
 
 
 def test_ratios_are_those_of_the_last_losses(best):
     for (name, red, seed), row in best.ratios.iterrows():
-        last = {m: best.run(name, m, seed)["loss"].dropna().iloc[-1] for m in (red, PAIRS[red])}
+        last = {m: best.runs[name, m, seed]["loss"].dropna().iloc[-1] for m in (red, PAIRS[red])}
         assert math.isclose(row["epoch"], last[red] / last[PAIRS[red]])
         assert row["gradients"] >= 0.99 * row["epoch"]  # a loss that is stopped earlier has fallen less
 
@@ -41,8 +42,9 @@ def test_ratios_are_those_of_the_last_losses(best):
 def test_at_equal_gradients_red_is_stopped_where_the_baseline_ends(best):
     name, seed = next(iter(best.tasks)), 0
     end = best.final.loc[(name, "sgd", seed)]
-    run = best.run(name, "red-sgd", seed)
-    stopped = run[run["loss"] == best.ratios.loc[(name, "red-sgd", seed), "gradients"] * end["loss"]].iloc[0]
+    run = best.runs[name, "red-sgd", seed]
+    reached = best.ratios.loc[(name, "red-sgd", seed), "gradients"] * end["loss"]
+    stopped = run.loc[(run["loss"] - reached).abs().idxmin()]
     after = run[run["iteration"] > stopped["iteration"]]
     assert stopped["gradients"] <= end["gradients"] < after["gradients"].iloc[0]
 

@@ -7,7 +7,7 @@ from reprolib.lab.plan import Plan
 from reprolib.records.record import Record
 
 NAME = "red/cifar10"
-CHAPTER = "red/benchmark"  # that shows it
+CHAPTER = "red/four-tasks"  # that shows it
 
 
 def plan(scale: str) -> Plan:

@@ -52,8 +52,8 @@ ENDS = {name: {"keeps_end": True} for name in RED_METHODS}  # for segments betwe
 _ENDS: dict[str, Any] = {"fields_of": ENDS}
 COLUMNS: dict[str, dict[str, Column]] = {
     "smoke": {
-        "mnist": Column("digits-classifier", 5, 256, held_out=144, **(_CLASSIFIER | {"decays": (0.98, 1.0)})),
-        "autoencoder": Column("digits-autoencoder", 5, 256, **_SMALL),
+        "mnist": Column("digits-classifier", 5, 256, held_out=144, **(_CLASSIFIER | {"decays": (0.98, 1.0)} | _FEW)),
+        "autoencoder": Column("digits-autoencoder", 5, 256, **(_SMALL | _FEW)),
         "cifar10": Column("digits-convnet", 8, 256, **(_SMALL | _FEW | _ENDS)),
         "cifar100": Column("digits-convnet-with-batch-norm", 8, 256, **(_SMALL | _FEW | _ENDS)),
         "short autoencoder": Column("digits-autoencoder", 5, 256, **(_SMALL | _FEW)),

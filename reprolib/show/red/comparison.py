@@ -55,14 +55,14 @@ class Comparison:
         """The rows of a task."""
         return self.table[self.table["task"] == name]
 
-    def run(self, name: str, method: str, seed: int) -> pd.DataFrame:
-        """The rows of a run."""
-        t = self.table
-        return t[(t["task"] == name) & (t["method"] == method) & (t["seed"] == seed)]
+    @cached_property
+    def runs(self) -> dict[tuple[str, str, int], pd.DataFrame]:
+        """The rows of each reported run, by task, method and seed."""
+        return {(name, method, int(seed)): rows for (name, method, seed), rows in self.table.groupby(RUN)}
 
     def at(self, name: str, method: str, seed: int, fraction: float, column: str = "step") -> float:
         """A column's value after this fraction of training."""
-        rows = self.run(name, method, seed).dropna(subset=[column])
+        rows = self.runs[name, method, seed].dropna(subset=[column])
         return float(rows.loc[(rows["epoch"] - fraction * rows["epoch"].max()).abs().idxmin(), column])
 
     def after(self, name: str, method: str, epochs: int) -> float:
@@ -98,7 +98,7 @@ class Comparison:
         for name in self.tasks:
             for red, baseline in PAIRS.items():
                 for seed, last in self.final.loc[(name, baseline)].iterrows():
-                    run, loss = self.run(name, red, seed), last["loss"]
+                    run, loss = self.runs[name, red, seed], last["loss"]
                     spent = {unit: run.loc[run[unit] <= last[unit], "loss"].iloc[-1] / loss for unit in COSTS}
                     spent["untuned"] = self.untuned.loc[(name, baseline, seed), "loss"] / loss
                     spent["untrained"] = self.start[name, red, seed] / loss
@@ -110,7 +110,7 @@ class Comparison:
         task_, method = (self.ratios.index.get_level_values(k) for k in (0, 1))
         return self.ratios[(task_ == name) & (method == red)]
 
-    @property
+    @cached_property
     def means(self) -> pd.DataFrame:
         """The mean of ``ratios`` over the seeds."""
         return self.ratios.groupby(["task", "method"], sort=False).mean()
@@ -119,7 +119,7 @@ class Comparison:
         """In how many comparisons RED's mean loss is below the tuned baseline's, at equal ``unit``."""
         return int((self.means[unit] < 1).sum())
 
-    @property
+    @cached_property
     def test_ratios(self) -> pd.Series:
         """Final test loss over the tuned baseline's, both means over the seeds, by task and RED's method."""
         loss = self.final["test_loss"].groupby(RUN[:2]).mean()
@@ -152,7 +152,7 @@ class Comparison:
         near = {name: self.final.loc[name].groupby("method")["loss"].mean() for name in self.tasks}
         return [name for name in self.tasks if (g := self.guessing(name)) and (near[name] > 0.8 * g).any()]
 
-    @property
+    @cached_property
     def costs(self) -> pd.DataFrame:
         """What a step of RED costs, in steps of its baseline, by task: seconds for both versions (median), and gradients."""
         seconds = (self.final["seconds"] / self.final["iteration"]).groupby(RUN[:2]).median()
@@ -172,17 +172,17 @@ class Comparison:
         ]
         return {run["method"]: run["options"]["lr"] for run in runs}
 
-    @property
+    @cached_property
     def searches(self) -> pd.DataFrame:
         """The tunings, by task and baseline.
 
         Columns: how many trials, rates, ``good`` rates, which get half as far as the best one, lost trials; the chosen
         pair, the rate that held-out images would have chosen, and the cost in trainings with the chosen pair.
         """
-        rows = {}
+        trials = pd.concat([record.of_role(TRIAL) for record in self.records.values()])
+        rows, spent = {}, trials.groupby(RUN[:2])["seconds"].sum()
         for (name, baseline), note in self.notes.items():
             tried = note["first_round"] + note["grid"]
-            seconds = self.records[name].of_role(TRIAL).query("task == @name and method == @baseline")["seconds"].sum()
             rows[name, baseline] = {
                 "trials": len(tried),
                 "rates": len({row["lr"] for row in tried}),
@@ -191,7 +191,7 @@ class Comparison:
                 "τ0": note["options"]["lr"],
                 "decay per epoch": note["options"]["decay"],
                 "by validation": note["by_validation"]["lr"] if note["by_validation"] else math.nan,
-                "cost": seconds / self.final["seconds"][name][baseline].mean(),
+                "cost": spent[name, baseline] / self.final["seconds"][name][baseline].mean(),
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["task", "baseline"])
 

@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from reprolib.records.record import REPORTED
-from reprolib.records.verdict import combined
+from reprolib.records.verdict import by_claim, in_words
 from reprolib.show import words
 from reprolib.show.red.comparison import PAIRS, Comparison, short
 from reprolib.show.red.seen import SAYS, seen
 from reprolib.show.report import Rows
-from reprolib.show.tables import by_claim, ranges, title
+from reprolib.show.tables import claims, ranges, title
 
 
 def numbers(c: Comparison, judged: Rows) -> dict[str, Any]:
@@ -22,7 +22,6 @@ def numbers(c: Comparison, judged: Rows) -> dict[str, Any]:
     told = c.telling()
     return {
         "pairs": pairs,
-        "told": len(told),
         "silent": pairs - len(told),
         "lower": c.lower(),
         "lower gradients": c.lower("gradients"),
@@ -47,7 +46,8 @@ def numbers(c: Comparison, judged: Rows) -> dict[str, Any]:
         "test peak": c.peak("cifar100"),
         "begun": words.listed(map(title, c.hardly_begun)) if c.hardly_begun else "none of the classifiers",
         "scales": words.listed(dict.fromkeys(record.scale for record in c.records.values())),
-    } | {claim: combined(row["verdict"] for row in judged if row["claim"] == claim) for claim in SAYS}
+        **{f"seen {claim}": sentence for claim, sentence in seen(c).items() if claim in ("red-c01", "red-tab3-time")},
+    } | {claim: in_words(verdicts) for claim, verdicts in by_claim(judged).items() if claim in SAYS}
 
 
 def looks(c: Comparison) -> dict[str, str]:
@@ -77,11 +77,9 @@ def looks(c: Comparison) -> dict[str, str]:
     }
 
 
-def claims(c: Comparison, judged: Rows) -> pd.DataFrame:
-    """Each claim about the four tasks: verdict, what the paper says, what was seen, how its cases stand."""
-    table = by_claim(judged, SAYS)
-    table.insert(2, "what was seen", pd.Series(seen(c)).reindex(table.index).fillna(""))
-    return table
+def standing(c: Comparison, judged: Rows) -> pd.DataFrame:
+    """Each claim about the four tasks: verdict, what the paper says, what was seen."""
+    return claims(judged, SAYS, seen(c))
 
 
 def settings(c: Comparison, paper: Mapping[str, Any]) -> pd.DataFrame:
