@@ -16,6 +16,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "kernels: compares numbers that may depend on the processor; `make test-kernels` runs it with other instructions",
     )
+    config.addinivalue_line(
+        "markers", "mutant(name, file, old, new): the same for a case of a test that stands for no claim"
+    )
     try:
         from hypothesis import settings
     except ImportError:

@@ -134,7 +134,7 @@ def main(words: Sequence[str] | None = None) -> None:
         ReprolibError: something was passed over, or could not be done at all.
     """
     options = vars(parser().parse_args(words))
-    plugins.load(*options.pop("plugins"))
+    plugins.load_from_here(*options.pop("plugins"))
     entries, others = chosen(options.pop("only"), check_device(options["device"]), options.pop("queue"))
     store = Store(options["keep"] or runs_folder())
     if options.pop("listing"):

@@ -68,12 +68,9 @@ def dense_is_cheaper(records: Sequence[Record]) -> Rows:
 
 def seconds(record: Record) -> dict[str, pd.DataFrame]:
     """Of each task: seconds of an epoch in those of the baseline's, by seed and method."""
-    final = Figures(record).final
-    epoch = final["seconds"] / final["epoch"]
-    return {
-        name: pd.DataFrame({red: epoch[name][red] / epoch[name][baseline] for red, baseline in PAIRS})
-        for name in final.index.unique("task")
-    }
+    seen = Figures(record)
+    table = pd.DataFrame({red: seen.ratio_of_seconds(red, baseline) for red, baseline in PAIRS})
+    return {name: table.loc[name] for name in seen.tasks}
 
 
 def convolves(name: str) -> bool:
