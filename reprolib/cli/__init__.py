@@ -1,29 +1,28 @@
 """The command line, ``reprolib GROUP COMMAND ...``: a thin group for each room, in a file of its own that is imported when it is asked for.
 
-Whatever reprolib raises on purpose ends in one line on standard error and exit status 1, without a traceback.
+Whatever is wrong with the input, or raised by reprolib on purpose, ends in one line on standard error, without a traceback.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 import click
 
 from reprolib import __version__
-from reprolib.errors import ReprolibError
+from reprolib.cli.group import Group
 
 GROUPS = {  # name: its line in --help, kept here so that --help imports nothing
     "bench": "Measure what things cost, as ratios within one process.",
-    "campaign": "Work down the list of experiments for as long as somebody lends a machine.",
+    "campaign": "Work through the list of experiments, in pieces of any length.",
     "data": "List, download and verify data sets.",
     "records": "List, verify and import the published results.",
-    "run": "Conduct an experiment and write its record.",
+    "run": "Conduct an experiment and write its record; without a name, list them.",
 }
 
 
-class LazyGroup(click.Group):
-    """A group that imports a sub-group when it is used, and prints our errors in one line."""
+class LazyGroup(Group):
+    """A group that imports a sub-group when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the groups."""
@@ -37,13 +36,6 @@ class LazyGroup(click.Group):
         """List the groups without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(sorted(GROUPS.items()))
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; our errors become one line."""
-        try:
-            return super().invoke(ctx)
-        except ReprolibError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,8 +11,12 @@ from typing import Any
 
 import click
 
+from reprolib.cli import options
+from reprolib.cli.group import Group
+from reprolib.errors import UnknownName
 
-@click.group("bench")
+
+@click.group("bench", cls=Group)
 def command() -> None:
     """Measure what things cost, as ratios within one process."""
 
@@ -26,10 +30,14 @@ def _measuring(f: Callable[..., None]) -> Callable[..., None]:
             help="also write the rows to PATH.csv, their provenance to PATH.json",
         ),
         click.option(
-            "--rounds", default=7, show_default=True, help="the median over so many interleaved rounds is shown"
+            "--rounds",
+            type=options.COUNT,
+            default=7,
+            show_default=True,
+            help="the median over so many interleaved rounds is shown",
         ),
-        click.option("--threads", default=1, show_default=True),
-        click.option("--device", default="cpu", show_default=True),
+        click.option("--threads", type=options.COUNT, default=1, show_default=True),
+        options.device,
     ):
         f = option(f)
     return f
@@ -52,6 +60,11 @@ def _network_by_network(
     """Measure one after the other and show each row; ``save`` gets all so far, and the minutes, after each network."""
     import torch
 
+    from reprolib.bench.harness import NETWORKS
+
+    for name in names:
+        if name not in NETWORKS:
+            raise UnknownName.among("network", name, NETWORKS)
     torch.set_num_threads(threads)
     start, rows = time.process_time(), []
     for name in names:
@@ -109,8 +122,10 @@ def step(names: tuple[str, ...], device: str, threads: int, rounds: int, write: 
 
 @command.command("train")
 @click.option("--task", "names", multiple=True, help="a task; may be given several times  [default: a small selection]")
-@click.option("--steps", default=50, show_default=True, help="of every run in each round")
-@click.option("--members", default=8, show_default=True, help="runs that train separately and as an ensemble")
+@click.option("--steps", type=options.COUNT, default=50, show_default=True, help="of every run in each round")
+@click.option(
+    "--members", type=options.COUNT, default=8, show_default=True, help="runs that train separately and as an ensemble"
+)
 @_measuring
 def train_(
     names: tuple[str, ...], device: str, threads: int, rounds: int, steps: int, members: int, write: Path | None

@@ -6,12 +6,13 @@ import time
 
 import click
 
+from reprolib.cli.group import Group
 from reprolib.errors import DataError
 from reprolib.tasks.data.catalog import CATALOG, Entry
 from reprolib.tasks.data.store import data_folder, entry, missing
 
 
-@click.group("data")
+@click.group("data", cls=Group)
 def command() -> None:
     """List, download and verify data sets.
 

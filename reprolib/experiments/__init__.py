@@ -89,6 +89,17 @@ def _has(name: str, scale: str) -> bool:
     return True
 
 
+def subject(module: Any) -> str:
+    """The first sentence of a module's docstring, in one line.
+
+    >>> from reprolib.experiments.red import cifar10
+    >>> subject(cifar10)[:28]
+    "RED's Figure 2 on CIFAR-10: "
+    """
+    paragraph = (module.__doc__ or "").strip().partition("\n\n")[0]
+    return re.split(r"(?<=[.?!])\s", " ".join(paragraph.split()))[0].rstrip(".")
+
+
 def conduct(name: str, scale: str, execute: Execute) -> Record:
     """The record of experiment ``name`` at ``scale``; ``execute`` does the runs (see :func:`reprolib.lab.execute`)."""
     histories, notes = follow(plan(name, scale), execute)

@@ -48,6 +48,7 @@ def campaign(
     device: str = "cpu",
     workers: int = 1,
     keep: Path | None = None,
+    others: Sequence[Entry] = (),
     say: Callable[[str], None] = print,
 ) -> bool:
     """Work down the list; whether all of it is finished.
@@ -61,6 +62,7 @@ def campaign(
         device: where to train; TF32 stays as it is set, and is in the record.
         workers: processes that train side by side, one thread each; 1 trains here, with the threads that torch has.
         keep: folder of the runs; default as for ``reprolib run``.
+        others: what is left to a device of another kind, which is said.
         say: gets a line per run.
 
     Raises:
@@ -72,10 +74,13 @@ def campaign(
     if workers < 1:
         raise InvalidInput(f"workers = {workers}: give at least 1")
     check_device(device)
+    if others:
+        say(f"left to a device of another kind: {', '.join(f'{entry} ({entry.device})' for entry in others)}")
     if not entries:
         say("nothing to do")
         return True
     store = Store(keep or runs_folder())
+    say(f"runs are kept in {store.folder}" + ("" if out else f", records written to {folder()}"))
     if source:
         say(f"continuing with {unpack(source, store.folder)} files from {source}")
     end = math.inf if minutes is None else time.monotonic() + 60 * minutes - min(MARGIN, 6 * minutes)
@@ -129,24 +134,22 @@ def main(words: Sequence[str] | None = None) -> None:
         ReprolibError: something was passed over, or could not be done at all.
     """
     options = vars(parser().parse_args(words))
-    plugins.load(*options.pop("plugins"))
+    plugins.load_from_here(*options.pop("plugins"))
     entries, others = chosen(options.pop("only"), check_device(options["device"]), options.pop("queue"))
     store = Store(options["keep"] or runs_folder())
     if options.pop("listing"):
         print("\n".join(listing([*entries, *others], store)))
         return
-    where = f"runs are kept in {store.folder}"
-    print(where if options["out"] else f"{where}, records written to {folder()}", flush=True)
-    for entry in others:
-        print(f"{entry} is left to a device of another kind: {entry.device}", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: send the workers away, pack
     progress = Progress(store.folder, every=STATUS_EVERY)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: send the workers away, pack
     try:
         with progress.shown():
-            campaign(entries, **options, say=progress.say)
+            campaign(entries, others=others, **options, say=progress.say)
     except KeyboardInterrupt:
         print("stopped: the same command continues")
         sys.exit(128 + signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -80,8 +80,8 @@ def queue(path: Path | None = None) -> list[Entry]:
     return entries
 
 
-def chosen(only: Sequence[str], device: str, path: Path | None = None) -> tuple[list[Entry], list[Entry]]:
-    """What a campaign on ``device`` works on, and what it leaves for another kind of device.
+def chosen(only: Sequence[str], device: str | None = None, path: Path | None = None) -> tuple[list[Entry], list[Entry]]:
+    """What a campaign on ``device`` (or any) works on, and what it leaves for another kind of device.
 
     ``only``: ``EXPERIMENT:SCALE``, in the queue or not, or ``EXPERIMENT``, at each scale that the queue has for the device.
 
@@ -89,10 +89,11 @@ def chosen(only: Sequence[str], device: str, path: Path | None = None) -> tuple[
         UnknownName: there is no such experiment or scale.
         InvalidInput: the experiment has no such scale, or the queue has nothing of it.
     """
-    kind = device.partition(":")[0]
+    kind = device.partition(":")[0] if device else None
     if not only:
         entries = queue(path)
-        return [e for e in entries if e.device == kind], [e for e in entries if e.device != kind]
+        mine = [e for e in entries if kind in (None, e.device)]
+        return mine, [e for e in entries if e not in mine]
     found: list[Entry] = []
     for name, _, scale in (item.partition(":") for item in only):
         module(name)
@@ -101,10 +102,10 @@ def chosen(only: Sequence[str], device: str, path: Path | None = None) -> tuple[
             found.append(Entry(name, scale))
             continue
         listed = [e for e in queue(path) if e.experiment == name]
-        mine = [e for e in listed if e.device == kind]
+        mine = [e for e in listed if kind in (None, e.device)]
         if not mine:
-            elsewhere = f" for {kind}, only for {listed[0].device}" if listed else ""
-            raise InvalidInput(f"the queue has no {name}{elsewhere}: give a scale as well, {name}:SCALE")
+            other = f", only for {listed[0].device}" if listed else ""
+            raise InvalidInput(f"the queue has no {name}{other}: give a scale as well, {name}:SCALE")
         found += mine
     return list(dict.fromkeys(found)), []
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-
-import torch
 
 from reprolib.experiments import conduct, verdicts_of
 from reprolib.lab.execute import execute
@@ -79,13 +78,32 @@ def columns(name: str, tasks: Sequence[str], scale: str) -> Columns:
     return Columns(name, tuple(show(f"{name}{link}{task}", scale) for task in tasks))
 
 
+def provenance(*results: Shown) -> None:
+    """Display at a chapter's foot where its results are from: a line an experiment, with the command that makes it again.
+
+    What was conducted while the page was built stands behind it.
+    """
+    from IPython.display import Markdown, display
+
+    lines = []
+    for result in results:
+        best, live = result.best, result.live
+        line = f"- `{best.name}`: " + report.origin(best, f"reprolib run {best.name} --scale {best.scale}")
+        lines.append(line + f" · also at scale {live.scale}, just now" * (live.scale != best.scale))
+    display(Markdown("\n".join(lines)))
+
+
+def device() -> str:
+    """Where a chapter's experiments train: ``$REPROLIB_DEVICE``, which ``make book DEVICE=cuda`` sets, or the processor."""
+    return os.environ.get("REPROLIB_DEVICE") or "cpu"
+
+
 def show(name: str, scale: str) -> Shown:
     """Conduct experiment ``name`` at ``scale``, above smoke with what is kept of earlier runs, and load the best record.
 
-    What is conducted above smoke scale becomes a record. The paper's scale runs on a GPU, where there is one.
+    What is conducted above smoke scale becomes a record.
     """
-    device = "cuda" if torch.cuda.is_available() and scale == "paper" else "cpu"
-    live = conduct(name, scale, partial(execute, device=device, keep=None if scale == "smoke" else runs_folder()))
+    live = conduct(name, scale, partial(execute, device=device(), keep=None if scale == "smoke" else runs_folder()))
     if scale != "smoke":
         live.save()
     return Shown(live, Record.load(name))

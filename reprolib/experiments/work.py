@@ -22,7 +22,7 @@ from reprolib.lab.train import History
 from reprolib.lab.workers import Ended, Here, WorkerKilled, Workers, told
 from reprolib.records.record import Record
 
-TRIES = 3  # of a run whose workers are killed before they write another checkpoint
+TRIES = 5  # of a run whose workers are killed before they write another checkpoint
 
 
 class Job:

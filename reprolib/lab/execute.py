@@ -18,10 +18,12 @@ import torch
 from reprolib.errors import InvalidInput, ReprolibError, UnknownName
 from reprolib.lab import plugins
 from reprolib.lab.files import write
+from reprolib.lab.methods import METHODS
 from reprolib.lab.provenance import environment
 from reprolib.lab.run import Run
 from reprolib.lab.store import Store
 from reprolib.lab.train import FINISHED, History, Log, train
+from reprolib.tasks import TASKS
 
 Say = Callable[[str], None]
 ENGINES = ("local", "dask")
@@ -158,6 +160,12 @@ def continued(
         deadline: see :func:`reprolib.lab.train.train`; ``None`` is returned if it came first.
     """
     plugins.load(*modules)
+    for what, name, known in (("task", run.task, TASKS), ("method", run.method, METHODS)):
+        if name not in known:
+            raise InvalidInput(
+                f"this worker process knows no {what} {name!r}: register it in a module, and name that with --import, "
+                "or reprolib.lab.plugins.load"
+            )
     if threads:
         torch.set_num_threads(threads)
     store = Store(keep) if keep else None

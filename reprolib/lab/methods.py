@@ -380,6 +380,20 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
+def register(method: Method) -> Method:
+    """Make a method of your own known by its name.
+
+    Other processes know it if the module that does this is a plug-in, see :mod:`reprolib.lab.plugins`.
+
+    Raises:
+        InvalidInput: the name is taken.
+    """
+    if method.name in METHODS:
+        raise InvalidInput(f"there is a method {method.name!r} already: choose another name")
+    METHODS[method.name] = method
+    return method
+
+
 def further_data(optimizer: torch.optim.Optimizer, problem: Problem, step: int) -> dict[str, Any]:
     """What step number ``step`` of a method needs beside its batch, as :func:`take_step` takes it.
 

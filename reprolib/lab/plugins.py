@@ -10,6 +10,7 @@ import sys
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 
 from reprolib.errors import InvalidInput, ReprolibError
@@ -37,6 +38,14 @@ def load(*names: str) -> None:
         except Exception as error:
             raise _broken(name, error) from error
         _LOADED.append(name)
+
+
+def load_from_here(*names: str) -> None:
+    """As :func:`load`, and modules in the working directory are found, too."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    load(*names)
 
 
 @cache

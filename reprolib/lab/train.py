@@ -337,6 +337,7 @@ def problem_of(run: Run, device: str | torch.device = "cpu", *, download: bool =
         train_size=run.train_size,
         held_out=run.held_out,
         test_size=run.test_size,
+        batch_seed=run.batch_seed,
         download=download,
     )
 

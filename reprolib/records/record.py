@@ -20,13 +20,13 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from reprolib.errors import RecordError, UnknownName
+from reprolib.errors import RecordError
 from reprolib.lab.files import checkout, write
 from reprolib.lab.run import Run
 from reprolib.lab.train import FINISHED, History
-from reprolib.records import claims
+from reprolib.records.claims import digest, source
+from reprolib.records.scale import SCALES, check_scale
 
-SCALES = ("smoke", "desk", "night", "paper")
 REPORTED, DEFAULT, TRIAL = ROLES = ("reported", "default", "trial")
 FORMAT = 2
 DESCRIPTION = ("task", "method", "seed")  # columns that come from the runs' specifications
@@ -240,13 +240,6 @@ def run_of(specification: dict[str, Any]) -> Run:
     return Run.of(**fields)
 
 
-def check_scale(scale: str) -> str:
-    """``scale`` if it is one of :data:`SCALES`."""
-    if scale not in SCALES:
-        raise UnknownName.among("scale", scale, SCALES)
-    return scale
-
-
 def _kept(h: History, role: str) -> dict[str, Any]:
     """What the JSON keeps of a history."""
     last = h.table["iteration"].max()
@@ -265,7 +258,7 @@ def _kept(h: History, role: str) -> dict[str, Any]:
 
 def _digest() -> str:
     """Of the claims file, where there is one (an installed package has none)."""
-    return claims.digest() if claims.source().exists() else ""
+    return digest() if source().exists() else ""
 
 
 def _paths(where: Path, name: str, scale: str) -> tuple[Path, Path]:

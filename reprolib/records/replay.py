@@ -130,7 +130,7 @@ class Starts:
 
 def common(run: Run) -> tuple[object, ...]:
     """What the data and the first weights of a run depend on."""
-    return run.task, run.train_size, run.held_out, run.test_size, run.dtype, run.batch_size, run.seed
+    return run.task, run.train_size, run.held_out, run.test_size, run.dtype, run.batch_size, run.seed, run.batch_seed
 
 
 def _apart(x: float, y: float) -> float:

@@ -30,13 +30,13 @@ def along(
 
     The loss decides the window: a model that leaves it is cut off, ``room`` times the loss's range below and above.
     """
-    truth = np.asarray(truth, float)
-    ax.plot(t, truth, color=INK, lw=2.4, label="loss", zorder=3)
+    losses = np.asarray(truth, float)
+    ax.plot(t, losses, color=INK, lw=2.4, label="loss", zorder=3)
     for name, (values, style) in models.items():
         ax.plot(t, values, label=name, **{"ls": "--", "color": NEUTRAL, **style})
-    low, high = float(truth.min()), float(truth.max())
+    low, high = float(losses.min()), float(losses.max())
     ax.set_ylim(low - room * (high - low), high + room * (high - low))
-    ax.plot(t[int(truth.argmin())], low, "v", color=INK, ms=5, zorder=3)
+    ax.plot(t[int(losses.argmin())], low, "v", color=INK, ms=5, zorder=3)
 
 
 def rates(ax: Axes, height: Mapping[float, float] | None = None, *, color: str = INK, upto: float = 2.0) -> None:
@@ -62,8 +62,8 @@ def errors(
 
     An error of exactly zero is drawn at 1e-17. ``advised`` is the step that theory recommends: a bar at the axis.
     """
-    style = {"marker": "o", "ms": 4, "lw": 1} | style
-    ax.loglog(steps, np.maximum(np.asarray(values, float), NOTHING), color=color, label=label, **style)
+    look: dict[str, Any] = {"marker": "o", "ms": 4, "lw": 1} | style
+    ax.loglog(steps, np.maximum(np.asarray(values, float), NOTHING), color=color, label=label, **look)
     if advised is not None:
         ax.plot(advised, 0.02, "|", ms=12, mew=2, color=color, transform=ax.get_xaxis_transform())
 
@@ -72,5 +72,5 @@ def rounding(ax: Axes, unit: float, words: str = "") -> None:
     """The region of errors that are nothing but rounding: within a factor of thirty below and three above ``unit``."""
     ax.axhspan(unit / 30, unit * 3, color=NEUTRAL, alpha=0.2, lw=0, zorder=0)
     if words:
-        at = {"xy": (1, unit / 3), "xycoords": ax.get_yaxis_transform(), "xytext": (-3, 0)}
+        at: dict[str, Any] = {"xy": (1, unit / 3), "xycoords": ax.get_yaxis_transform(), "xytext": (-3, 0)}
         ax.annotate(words, textcoords="offset points", ha="right", va="center", fontsize=8.5, color=NEUTRAL, **at)

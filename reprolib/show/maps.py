@@ -13,7 +13,7 @@ from reprolib.show.style import INK, NEUTRAL
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PATH = {"marker": "o", "ms": 4, "lw": 1.4}
+PATH: dict[str, Any] = {"marker": "o", "ms": 4, "lw": 1.4}
 
 
 def heat(
@@ -83,10 +83,11 @@ def levels(
     """
     x, y = np.meshgrid(np.linspace(*xs, n), np.linspace(*ys, n))
     z = np.asarray(height(x, y), float)
-    if isinstance(at, int):
+    heights = at
+    if isinstance(heights, int):
         low, high = float(z.min()), float(z.max())
-        at = low + (high - low) * np.linspace(0, 1, at + 2)[1:-1] ** 2
-    ax.contour(x, y, z, levels=list(at), colors=NEUTRAL, linewidths=0.8, alpha=0.6, zorder=1)
+        heights = (low + (high - low) * np.linspace(0, 1, heights + 2)[1:-1] ** 2).tolist()
+    ax.contour(x, y, z, levels=list(heights), colors=NEUTRAL, linewidths=0.8, alpha=0.6, zorder=1)
     ax.set(xlim=xs, ylim=ys)
     ax.grid(False)
 
@@ -98,7 +99,7 @@ def path(ax: Axes, points: np.ndarray, *, color: str, label: str | None = None, 
     ax.plot(*points[0], "o", ms=8, mfc="none", mec=INK, mew=1.4)
 
 
-def arrow(ax: Axes, start: Sequence[float], end: Sequence[float], *, color: str = INK, ls: str = "-") -> None:
+def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], *, color: str = INK, ls: str = "-") -> None:
     """An arrow from one point to another."""
     way = {"arrowstyle": "-|>", "color": color, "lw": 1.8, "ls": ls, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", tuple(end), tuple(start), arrowprops=way)
+    ax.annotate("", end, start, arrowprops=way)

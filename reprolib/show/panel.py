@@ -82,16 +82,17 @@ def level(ax: Axes, at: float, words: str = "", *, axis: str = "y", ls: str = "-
     >>> list(line.get_ydata()), ax.texts[0].get_text()
     ([1.0, 1.0], 'equal')
     """
+    place: dict[str, Any]
     if axis == "y":
         line = ax.axhline(at, color=color, ls=ls, lw=1, zorder=1)
-        place, across = {"xy": (1, at), "xytext": (-2, 2), "ha": "right", "va": "bottom"}, ax.get_yaxis_transform()
+        place = {"xy": (1, at), "xycoords": ax.get_yaxis_transform(), "xytext": (-2, 2), "ha": "right", "va": "bottom"}
     elif axis == "x":
         line = ax.axvline(at, color=color, ls=ls, lw=1, zorder=1)
-        place, across = {"xy": (at, 1), "xytext": (3, -2), "ha": "left", "va": "top"}, ax.get_xaxis_transform()
+        place = {"xy": (at, 1), "xycoords": ax.get_xaxis_transform(), "xytext": (3, -2), "ha": "left", "va": "top"}
     else:
         raise InvalidInput(f"axis {axis!r}: a level is on 'x' or 'y'")
     if words:
-        ax.annotate(words, xycoords=across, textcoords="offset points", fontsize=8.5, color=color, **place)
+        ax.annotate(words, textcoords="offset points", fontsize=8.5, color=color, **place)
     return line
 
 
@@ -106,8 +107,8 @@ def mark(
     **style: Any,
 ) -> None:
     """One point that matters, with a word ``shift`` points away from it. ``style`` are keywords of ``Axes.plot``."""
-    style = {"color": INK, "ms": 6, "ls": "none"} | style
-    ax.plot(x, y, marker, **style)
+    look: dict[str, Any] = {"color": INK, "ms": 6, "ls": "none"} | style
+    ax.plot(x, y, marker, **look)
     if words:
         beside = "left" if shift[0] > 0 else "right" if shift[0] < 0 else "center"
         above = "bottom" if shift[1] > 0 else "top" if shift[1] < 0 else "center"
@@ -134,7 +135,8 @@ def legend(figure: Figure, *, place: str = "lower center", columns: int | None =
         longest = 4 + max(map(len, found))
         columns = max(1, min(len(found), int(1.1 * LINE * figure.get_figwidth() / WIDTH / longest)))
         columns = -(-len(found) // -(-len(found) // columns))  # rows of about the same length
-    figure.legend(found.values(), found.keys(), loc=f"outside {place}", ncols=columns, **options)
+    placed: dict[str, Any] = {"loc": f"outside {place}", "ncols": columns} | options
+    figure.legend(list(found.values()), list(found), **placed)
 
 
 def ticks(ax: Axes, at: Sequence[float], words: Sequence[str] | None = None, *, axis: str = "x") -> None:
@@ -152,7 +154,7 @@ def ticks(ax: Axes, at: Sequence[float], words: Sequence[str] | None = None, *, 
 
 def few_ticks(ax: Axes) -> None:
     """On logarithmic axes ticks at 1, 2 and 5 times powers of ten where there is room, as plain numbers, and no labels between."""
-    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() != "log":
@@ -160,10 +162,24 @@ def few_ticks(ax: Axes) -> None:
         low, high = sorted(axis.get_view_interval())
         wide = high > 30 * low
         axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=5))
-        axis.set_major_formatter(LogFormatterSciNotation() if high > 1e4 or low < 1e-3 else "{x:g}")
+        axis.set_major_formatter((lambda v, _: power(v)) if high > 1e4 or low < 1e-3 else "{x:g}")
         axis.set_minor_formatter(NullFormatter())
+        if high > 1e3 * low:
+            axis.set_minor_locator(NullLocator())  # there would be dozens
         if high < 4 * low:  # too narrow for two of them
             axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7), numticks=15))
+
+
+def power(value: float) -> str:
+    """A number as a multiple of a power of ten, in plain characters: Matplotlib's own way starts a parser of formulas.
+
+    >>> power(1e-3), power(5e4), power(1.0)
+    ('10⁻³', '5·10⁴', '1')
+    """
+    factor, exponent = f"{value:.0e}".split("e")
+    if int(exponent) == 0:
+        return factor
+    return f"{factor}·10".removeprefix("1·") + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def name_rows(ax: Axes, rows: Sequence[str]) -> np.ndarray:

@@ -46,8 +46,8 @@ def seeds(
     low, high = limits
     known = np.asarray(values, float)
     known = np.where(np.isnan(known), np.inf, known)
-    style = {"ls": "none", "marker": "o", "ms": 6, "clip_on": False} | style
-    ax.plot(np.clip(known, low, high), np.full(len(known), at), label=label, **style)
+    look: dict[str, Any] = {"ls": "none", "marker": "o", "ms": 6, "clip_on": False} | style
+    ax.plot(np.clip(known, low, high), np.full(len(known), at), label=label, **look)
     for edge, beyond, side in ((high, known[known > high], "left"), (low, known[known < low], "right")):
         if len(beyond):
             mean = beyond[np.isfinite(beyond)].mean() if np.isfinite(beyond).any() else np.inf
@@ -102,15 +102,15 @@ def scaling(
         styles: keywords of ``Axes.plot`` for each.
         slopes: the power of each that is expected; its guide starts at the curve's first point.
     """
-    x = np.asarray(x, float)
+    at = np.asarray(x, float)
     for name, y in values.items():
-        style = {"marker": "o", "ms": 5, "color": INK} | dict(styles[name])
-        ax.loglog(x, y, label=name, **style)
+        style: dict[str, Any] = {"marker": "o", "ms": 5, "color": INK} | dict(styles[name])
+        ax.loglog(at, y, label=name, **style)
         if slopes and name in slopes:
-            guide = float(y[0]) * (x / x[0]) ** slopes[name]
-            ax.loglog(x, guide, ls=":", lw=1.2, color=style["color"], zorder=1)
+            guide = float(y[0]) * (at / at[0]) ** slopes[name]
+            ax.loglog(at, guide, ls=":", lw=1.2, color=style["color"], zorder=1)
             words = f"slope {slopes[name]:g}".replace("-", "−")
-            ax.annotate(words, (x[-1], guide[-1]), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
+            ax.annotate(words, (at[-1], guide[-1]), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
 
 
 def samples(ax: Axes, values: Sequence[float], *, color: str, keep: float = 0.98, bins: int = 41) -> None:
@@ -120,7 +120,7 @@ def samples(ax: Axes, values: Sequence[float], *, color: str, keep: float = 0.98
     """
     q = np.asarray(values, float)
     edge = float(np.quantile(np.abs(q), keep))
-    edges = np.linspace(-edge, edge, bins + bins % 2 + 1)  # 0 is an edge: no bar has both signs
+    edges = np.linspace(-edge, edge, bins + bins % 2 + 1).tolist()  # 0 is an edge: no bar has both signs
     ax.hist(np.clip(q[q >= 0], None, edge), edges, color=TONES[-1], label="bends up")
     ax.hist(np.clip(q[q < 0], -edge, None), edges, color=color, label="bends down")
     ax.axvline(q.mean(), color=INK, lw=1.6, ls="--", label="mean")

@@ -44,7 +44,7 @@ def search(ax: Axes, note: Mapping[str, Any], *, color: str, label: str, top: fl
     best = known.groupby("lr")["train_loss"].min()
     ax.plot(known["lr"], known["train_loss"], ".", color=color, alpha=0.45, ms=5)
     ax.plot(best.index, best, "-", color=color, label=label)
-    edge = {"color": color, "ls": "none", "ms": 6, "transform": ax.get_xaxis_transform()}
+    edge: dict[str, Any] = {"color": color, "ls": "none", "ms": 6, "transform": ax.get_xaxis_transform()}
     for lost, marker in ((rows[rows["train_loss"].isna()], "x"), (known[known["train_loss"] > top], "^")):
         rates = lost["lr"].unique()
         ax.plot(rates, [0.96] * len(rates), marker, **edge)

@@ -56,10 +56,10 @@ def shades(n: int, of: str = INK) -> list[str]:
     """
     from matplotlib.colors import to_hex, to_rgb
 
-    base = to_rgb(of)
+    r, g, b = to_rgb(of)
     lightest = 0.7  # of the way to white
     mixed = (lightest * (1 - k / max(1, n - 1)) for k in range(n))
-    return [to_hex([c + share * (1 - c) for c in base]) for share in mixed]
+    return [to_hex((r + share * (1 - r), g + share * (1 - g), b + share * (1 - b))) for share in mixed]
 
 
 def use_style() -> None:

@@ -7,7 +7,7 @@ from html import escape
 
 import pandas as pd
 
-from reprolib.records.verdict import combined
+from reprolib.records.verdict import by_claim, in_words
 from reprolib.show.report import Rows
 from reprolib.tasks import task
 
@@ -31,16 +31,18 @@ def ranges(table: pd.DataFrame, by: Sequence[str], columns: Mapping[str, str], f
     return groups.agg(cell).rename(columns=dict(columns))
 
 
-def by_claim(rows: Rows, says: Mapping[str, str]) -> pd.DataFrame:
-    """One row a claim: the verdict on all of its cases, what the paper ``says``, and how many cases have which verdict.
+def claims(rows: Rows, says: Mapping[str, str], seen: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """One row a claim: the verdict on all of its cases, what the paper ``says``, and what was ``seen``.
 
-    Claims that ``says`` does not name are left out.
+    Claims of which no row speaks are left out, and those that ``says`` does not name.
     """
-    found = {}
-    for claim, words in says.items():
-        verdicts = [row["verdict"] for row in rows if row["claim"] == claim]
-        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
-        found[claim] = {"verdict": combined(verdicts), "the paper says": words, "cases": counts}
+    verdicts = by_claim(rows)
+    found = {
+        claim: {"verdict": in_words(verdicts[claim]), "the paper says": words}
+        | ({"what was seen": seen.get(claim, "")} if seen else {})
+        for claim, words in says.items()
+        if claim in verdicts
+    }
     return pd.DataFrame.from_dict(found, orient="index").rename_axis("claim")
 
 

@@ -60,12 +60,13 @@ class Task:
         train_size: int | None = None,
         held_out: int = 0,
         test_size: int | None = None,
+        batch_seed: int | None = None,
         download: bool = True,
     ) -> Problem:
-        """The task at its start, a function of ``seed`` alone (initial weights, order of the batches).
+        """The task at its start, a function of the seeds alone (initial weights, order of the batches).
 
         Args:
-            seed: of the initial weights and of the batch order.
+            seed: of the initial weights, and of the batches unless they have their own.
             batch_size: samples per step; the last batch of an epoch may be smaller.
             device: where data, network and batches live.
             dtype: of images and parameters.
@@ -73,6 +74,7 @@ class Task:
             held_out: the last so many training samples (counted after ``train_size``) are kept for validation: then
                 ``evaluate`` sees them, and not the test set.
             test_size: evaluate on the first so many test samples only.
+            batch_seed: of the order of the batches and of the augmentation.
             download: fetch the data set if it is not here.
         """
         data = self._data(download)
@@ -104,7 +106,7 @@ class Task:
             prepared(x),
             y.to(device),
             batch_size,
-            seed=seed,
+            seed=seed if batch_seed is None else batch_seed,
             augment=self.augment,
             views=views,
             repeats=self.repeats,
@@ -309,3 +311,17 @@ def task(name: str) -> Task:
     if name not in TASKS:
         raise UnknownName.among("task", name, TASKS)
     return TASKS[name]
+
+
+def register(task: Task) -> Task:
+    """Make a task of your own known by its name.
+
+    Other processes know it if the module that does this is a plug-in, see :mod:`reprolib.lab.plugins`.
+
+    Raises:
+        InvalidInput: the name is taken.
+    """
+    if task.name in TASKS:
+        raise InvalidInput(f"there is a task {task.name!r} already: choose another name")
+    TASKS[task.name] = task
+    return task

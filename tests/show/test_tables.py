@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from reprolib.records import Record
-from reprolib.records.verdict import NOT_REPRODUCED, PARTLY, REPRODUCED
+from reprolib.records.verdict import NOT_REPRODUCED, REPRODUCED
 from reprolib.show.captions import caption
 from reprolib.show.report import conditions
-from reprolib.show.tables import by_claim, checks, folded, ranges
+from reprolib.show.tables import checks, claims, folded, ranges
 
 
 def test_ranges_say_mean_and_ends_of_what_is_known():
@@ -21,10 +21,13 @@ def test_ranges_say_mean_and_ends_of_what_is_known():
 
 def test_a_claim_has_one_verdict_and_its_cases():
     rows = [{"claim": "red-c02", "verdict": v} for v in (REPRODUCED, NOT_REPRODUCED, NOT_REPRODUCED)]
-    shown = by_claim([*rows, {"claim": "red-c99", "verdict": REPRODUCED}], {"red-c02": "it warms up"})
-    assert list(shown.index) == ["red-c02"]
-    assert next(iter(shown.columns)) == "verdict"  # in front, where a narrow screen shows it
-    assert shown.loc["red-c02"].tolist() == [PARTLY, "it warms up", f"1 {REPRODUCED}, 2 {NOT_REPRODUCED}"]
+    says = {"red-c02": "it warms up", "red-c03": "nobody judged it"}
+    table = claims([*rows, {"claim": "red-c99", "verdict": REPRODUCED}], says, {"red-c02": "It did once."})
+    assert list(table.index) == ["red-c02"]
+    assert next(iter(table.columns)) == "verdict"  # in front, where a narrow screen shows it
+    verdict = f"partly (1 {REPRODUCED}, 2 {NOT_REPRODUCED})"
+    assert table.loc["red-c02"].tolist() == [verdict, "it warms up", "It did once."]
+    assert "what was seen" not in claims(rows, says)
 
 
 @pytest.fixture

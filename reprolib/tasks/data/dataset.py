@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -128,17 +129,20 @@ def _digits(which: Entry) -> Dataset:
 
 @functools.cache
 def _scikit_digits(tests: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (n, 1, 8, 8), labels (n,), and which are test samples (n,): read once, it takes longer than many a run.
+    """Images (n, 1, 8, 8), labels (n,), and which are test samples (n,).
 
-    Sample i is a test sample if SHA-256("reprolib digits i") is among the ``tests`` smallest: a hash and not a random
+    Read from scikit-learn's file, not by scikit-learn: its import takes longer than many a run. Sample i is a test sample if SHA-256("reprolib digits i") is among the ``tests`` smallest: a hash and not a random
     generator, whose stream may change between versions.
     """
+    sklearn = find_spec("sklearn")
+    if sklearn is None:
+        raise DataError("digits comes with scikit-learn, which is not installed: pip install scikit-learn")
+    path = Path((sklearn.submodule_search_locations or [""])[0], "datasets", "data", "digits.csv.gz")
     try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise DataError("digits comes with scikit-learn, which is not installed: pip install scikit-learn") from error
-    bunch = load_digits()
-    x, y = bunch.images.astype(np.uint8)[:, None], bunch.target.astype(np.int64)
+        table = np.loadtxt(path, delimiter=",", dtype=np.int64, ndmin=2)
+        x, y = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1]
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): install scikit-learn anew") from error
     order = sorted(range(len(x)), key=lambda i: hashlib.sha256(f"reprolib digits {i}".encode()).digest())
     is_test = np.zeros(len(x), dtype=bool)
     is_test[order[:tests]] = True
