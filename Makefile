@@ -1,10 +1,11 @@
 # reprolib: `make book` builds the book, `make test` tests everything. `make help` lists the rest.
 #
-# SCALE=smoke|desk|paper   size of the experiments in the chapters           (smoke)
-# ONLY=red/derivation      only the chapters whose name starts with this     (all)
+# SCALE=smoke              size of the experiments: smoke shows that they run, desk gives results in hours,
+#       desk|night|paper   night in some nights, paper as the papers have it; what it takes is said first   (smoke)
+# DEVICE=cpu|cuda|cuda:1   where the experiments train and make bench measures, at any scale                (cpu)
+# ONLY=red/derivation      only the chapters whose name starts with this                                    (all)
 # FORCE=1                  execute again even where nothing changed
 # JOBS=2  THREADS=1        chapters at a time, threads for each
-# DEVICE=cpu|cuda          where make bench measures                         (cpu)
 # TORCH=cpu|cuda           which build of PyTorch to install; without it, the one that pip finds
 # LAB=--no-browser         options for JupyterLab in make notebook
 # PYTHON=python3.11        the interpreter that makes .venv
@@ -26,33 +27,49 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip -q --disable-pip-version-check
 READY  := $(VENV)/.installed
 BOOK   := $(PY) -m reprolib.book
-CHOICE  = --scale "$(SCALE)" --only "$(ONLY)" --jobs "$(JOBS)" --threads "$(THREADS)" $(if $(filter-out 0,$(FORCE)),--force)
+CHOICE  = --scale "$(SCALE)" --device "$(DEVICE)" --only "$(ONLY)" --jobs "$(JOBS)" --threads "$(THREADS)" \
+          $(if $(filter-out 0,$(FORCE)),--force)
 PYTEST := $(PY) -m pytest -q -n 2
 NBVAL  := $(PYTEST) --dist loadfile -p no:doctest -o addopts= -o filterwarnings=default --nbval --nbval-current-env \
-          --nbval-cell-timeout 120 --nbval-sanitize-with tests/book/sanitize.cfg tests/book/reference
+          --nbval-cell-timeout 120 --nbval-sanitize-with tests/book/sanitize.cfg
 
 # one thread each: with two at a time on two cores, more threads only get into each other's way
 TESTENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONHASHSEED=0 JUPYTER_PREFER_ENV_PATH=1
 
+# Another processor's kernels, as far as this one can pretend: vector instructions, convolutions, matrix products of
+# PyTorch and of NumPy each listen to a variable of their own.
+KERNELS := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem \
+           REPROLIB_BUILD=build/kernels
+
 # PyTorch's own index for the build without CUDA; its default on PyPI comes with CUDA on Linux
 TORCH_INDEX ?= $(if $(filter cpu,$(TORCH)),--index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: help book test test-deep bench references readme mutants notebook lint clean install constraints
+.PHONY: help book test test-kernels test-deep nbval bench references readme mutants notebook lint clean install constraints
 .DEFAULT_GOAL := help
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
-	@echo; sed -n '3,10s/^# /  /p' Makefile
+	@echo; sed -n '3,12s/^# /  /p' Makefile
 
 book: $(READY) ## execute the chapters and build the book under build/html
 	@$(BOOK) build $(CHOICE)
 
-test: $(READY) ## unit and property tests, doctests, notebooks, numbers, pages
+test: $(READY) ## unit and property tests, doctests, what the chapters print, their numbers, pages
 	@status=0; \
-	echo "== chapters at smoke (their numbers are compared below)"; $(BOOK) execute || status=1; \
-	echo "== unit and property tests, doctests, numbers, pages"; $(TESTENV) $(PYTEST) --dist worksteal || status=1; \
-	echo "== reference notebooks, executed again"; $(TESTENV) $(NBVAL) || status=1; \
+	echo "== chapters at smoke (what they print is compared below)"; $(BOOK) execute || status=1; \
+	echo "== unit and property tests, doctests, chapters, pages"; $(TESTENV) $(PYTEST) --dist worksteal || status=1; \
 	if [ $$status = 0 ]; then echo "== all tests passed"; else echo "== FAILED, see above"; fi; exit $$status
+
+test-kernels: $(READY) ## what may depend on the processor, once more with another instruction set, chapters in fresh kernels
+	@status=0; \
+	echo "== chapters at smoke, with the kernels of another instruction set"; \
+	$(KERNELS) $(BOOK) execute --fresh || status=1; \
+	echo "== tests that depend on the kernels"; \
+	$(KERNELS) $(TESTENV) $(PYTEST) --dist worksteal -m kernels || status=1; \
+	if [ $$status = 0 ]; then echo "== all tests passed"; else echo "== FAILED, see above"; fi; exit $$status
+
+nbval: $(READY) ## execute the reference notebooks again with nbval and compare: make nbval ONLY=foundations
+	@$(TESTENV) $(NBVAL) $(or $(wildcard tests/book/reference/$(ONLY)*),$(error no chapter starts with $(ONLY)))
 
 test-deep: $(READY) ## the property tests with many more examples
 	@$(TESTENV) HYPOTHESIS_PROFILE=deep $(PYTEST) --dist worksteal

@@ -1,4 +1,4 @@
-"""Shared by all tests: the marker of tests that stand for a claim, and how thoroughly properties are tried."""
+"""Shared by all tests: their markers, and how thoroughly properties are tried."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "claim(id, file, old, new): the test of a claim; `old` -> `new` in reprolib/`file` must turn it red (tests/mutants.py)",
+    )
+    config.addinivalue_line(
+        "markers",
+        "kernels: compares numbers that may depend on the processor; `make test-kernels` runs it with other instructions",
+    )
+    config.addinivalue_line(
+        "markers", "mutant(name, file, old, new): the same for a case of a test that stands for no claim"
     )
     try:
         from hypothesis import settings

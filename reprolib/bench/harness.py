@@ -135,6 +135,7 @@ def peak_memory(f: Callable[[], Any], device: str, before: Callable[[], Any] = l
 
 
 def clock(device: str) -> float:
+    """Seconds of process time; on a GPU, of wall time after the device has caught up."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         return time.perf_counter()

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from reprolib.book.execute import clock, execute
 from reprolib.book.html import build
-from reprolib.book.layout import Layout, check_scale
+from reprolib.book.layout import Layout
 from reprolib.book.notebook import open_lab
 from reprolib.book.references import write
 from reprolib.errors import InvalidInput, ReprolibError
+from reprolib.records.scale import check_scale
 
 
 @contextlib.contextmanager
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="execute again even where nothing changed")
     parser.add_argument("--jobs", type=int, default=2, help="chapters at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads for each chapter")
+    parser.add_argument("--device", default="cpu", help="where the chapters' experiments train, such as cuda")
+    parser.add_argument("--fresh", action="store_true", help="a new interpreter for each chapter, as a reader has")
     parser.add_argument("--lab", default="", help="options for JupyterLab, such as '--no-browser'")
     parser.add_argument("--root", type=Path, default=Path.cwd(), help="the checkout")
     a = parser.parse_args(arguments)
@@ -56,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if a.jobs < 1 or a.threads < 1:
             raise InvalidInput(f"jobs {a.jobs} and threads {a.threads} must be 1 or more")
         layout.select(a.only)
+        if a.device != "cpu":
+            from reprolib.lab.device import check_device  # imports torch
+
+            check_device(a.device)
         if a.command == "readme":
             from reprolib.book.readme import write as write_readme  # needs matplotlib and the records
 
@@ -68,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if a.command == "references":
                 write(root, only=a.only, force=a.force, jobs=a.jobs)
                 return 0
-            executed = execute(root, scale=a.scale, only=a.only, force=a.force, jobs=a.jobs, threads=a.threads)
+            options = {"scale": a.scale, "only": a.only, "force": a.force, "jobs": a.jobs, "threads": a.threads}
+            executed = execute(root, **options, device=a.device, fresh=a.fresh)
             if a.command == "build":
                 page = build(layout, executed, force=a.force)
                 print(f"done in {clock(time.monotonic() - began)}, the first page is\n  {page}", flush=True)

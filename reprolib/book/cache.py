@@ -1,7 +1,7 @@
 """When must a chapter be executed again? When anything that its results depend on has changed.
 
 The key of an execution is the SHA-256 of: the chapter's source, all of ``reprolib``, the published records and claims, the
-locked versions, the Python version and the scale. It lies beside the executed notebook.
+locked versions, the Python version, the scale and the device. It lies beside the executed notebook.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def environment_key(layout: Layout) -> str:
     return digest(layout.root, files) + " python " + platform.python_version()
 
 
-def chapter_key(layout: Layout, chapter: str, scale: str, environment: str) -> str:
-    """The key of one chapter at one scale."""
+def chapter_key(layout: Layout, chapter: str, scale: str, environment: str, device: str = "cpu") -> str:
+    """The key of one chapter at one scale on one device."""
     source = digest(layout.root, [layout.source(chapter)])
-    return hashlib.sha256(f"{source} {scale} {environment}".encode()).hexdigest()
+    return hashlib.sha256(f"{source} {scale} {device} {environment}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

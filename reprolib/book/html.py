@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from reprolib.book import redirects
 from reprolib.book.cache import digest
 from reprolib.book.layout import Layout
 from reprolib.book.stage import stage
@@ -74,6 +75,7 @@ def build(layout: Layout, executed: dict[str, Path], *, force: bool = False) -> 
             f"the book was not built: {len(lines)} warnings (a strict build allows none); "
             f"the book of before is untouched, the whole log is {log.relative_to(layout.root)}"
         )
+    redirects.write(built)
     swap(built, layout.html)
     key_file.write_text(key)
     shutil.rmtree(fresh, ignore_errors=True)

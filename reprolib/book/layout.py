@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from reprolib.errors import InvalidInput, UnknownName
-
-SCALES = ("smoke", "desk", "night", "paper")
-
-
-def check_scale(scale: str) -> str:
-    """The scale itself if it is known.
-
-    >>> check_scale("smoke")
-    'smoke'
-    """
-    if scale not in SCALES:
-        raise UnknownName.among("scale", scale, SCALES)
-    return scale
 
 
 @dataclass(frozen=True)
@@ -39,8 +27,8 @@ class Layout:
 
     @property
     def build(self) -> Path:
-        """Everything generated."""
-        return self.root / "build"
+        """Everything generated; ``$REPROLIB_BUILD`` names another folder."""
+        return self.root / (os.environ.get("REPROLIB_BUILD") or "build")
 
     @property
     def html(self) -> Path:

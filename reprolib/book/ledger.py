@@ -8,82 +8,126 @@ from collections.abc import Iterable, Sequence
 
 from reprolib.book.layout import Layout
 from reprolib.errors import InvalidInput
-from reprolib.experiments import module, verdicts_of
+from reprolib.experiments import module
+from reprolib.experiments.judged import judged
 from reprolib.records.claims import FINDINGS, HOLDS, OPEN, PAPERS, Claim, claims, status
-from reprolib.records.record import SCALES, Record, published
-from reprolib.records.verdict import INCONCLUSIVE, NOT_REPRODUCED, NOT_TESTABLE, PARTLY, REPRODUCED
+from reprolib.records.verdict import DRAWINGS, STATEMENTS, in_words
 from reprolib.tasks import task
 
 MARKER = re.compile(r"^<!-- ledger: (\S+) -->$", re.MULTILINE)
 ERRATUM = re.compile(r"\bE-[a-z]+-\d+\b")
 NAMES = dict(zip(PAPERS, ("RED", "NewtonSummary", "ADLER", "CurveBall", "CSDD", "all five"), strict=True))
 TESTED = (HOLDS, *FINDINGS.values())
-STATUSES = (*TESTED, REPRODUCED, PARTLY, NOT_REPRODUCED, INCONCLUSIVE, NOT_TESTABLE, OPEN)
+# how statements may stand, and how figures and settings may; "open" is both
+STANDINGS = {"statements": (*TESTED, *STATEMENTS, OPEN), "figures and settings": (*DRAWINGS, OPEN)}
+CHANGED = {
+    "criterion": "Criterion",
+    "desk": "Criterion at scale desk",
+    "night": "Criterion at scale night",
+    "code": "How it is judged",
+}
+Rows = Sequence[dict[str, str]]
 
 
 def filled(page: str, layout: Layout) -> str:
-    """``page`` with every marker ``<!-- ledger: NAME -->`` replaced: a paper's table, or ``counts`` for the summary."""
+    """``page`` with every marker ``<!-- ledger: NAME -->`` replaced: a paper's claims, or ``counts`` for the summary."""
     wanted = {"counts", *PAPERS}
     if set(MARKER.findall(page)) != wanted:
         raise InvalidInput(f"the ledger's page must ask for each of {', '.join(sorted(wanted))}")
     everything = list(claims(layout.pages / "claims.yaml").values())
     rows = judged()
-    errata = set(ERRATUM.findall((layout.pages / "errata.md").read_text(encoding="utf-8")))
+    links = Links(layout, set(ERRATUM.findall((layout.pages / "errata.md").read_text(encoding="utf-8"))))
 
     def part(found: re.Match[str]) -> str:
         if found[1] == "counts":
-            return counts(everything, rows)
-        return table([c for c in everything if c.paper == found[1]], rows, Links(layout, errata))
+            head, *lines = counts(everything, rows)
+            narrow = [re.sub("(?<=[a-z])(?=[A-Z])", "\u00ad", name) for name in head]  # NewtonSummary breaks on a phone
+            return list_table([narrow, *lines], "ledger-counts")
+        return folded([c for c in everything if c.paper == found[1]], rows, links)
 
     return MARKER.sub(part, page)
 
 
-def judged() -> list[dict[str, str]]:
-    """What the best record of each experiment says of the claims, each row with the ``scale`` of its record."""
-    best = {name: scale for name, scale in sorted(published(), key=lambda item: SCALES.index(item[1]))}
-    records = [Record.load(name, scale) for name, scale in sorted(best.items())]
-    return [row | {"scale": record.scale} for record in records for row in verdicts_of(record)]
+def counts(everything: Sequence[Claim], rows: Rows) -> list[list[str]]:
+    """Lines of a table: how many statements of each paper stand how, and how many of its figures are drawn."""
+    papers = {paper: NAMES[paper] for paper in PAPERS}
+    lines = [["", *papers.values(), "sum"]]
+    for what, standings in STANDINGS.items():
+        found = Counter((status(c, rows), c.paper) for c in everything if kind_of(c) == what)
+
+        def line(name: str, words: Iterable[str], found: Counter[tuple[str, str]] = found) -> list[str]:
+            numbers = [sum(found[word, paper] for word in words) for paper in papers]
+            return [name, *(str(n or "–") for n in [*numbers, sum(numbers)])]
+
+        lines.append([f"**{cell}**" for cell in line(what, standings)])
+        lines += [line(word, [word]) for word in standings if any(found[word, paper] for paper in papers)]
+    return lines
 
 
-def counts(everything: Sequence[Claim], rows: Sequence[dict[str, str]]) -> str:
-    """A table: how many claims of each paper stand how."""
-    of = {paper: Counter(status(c, rows) for c in everything if c.paper == paper) for paper in PAPERS}
-    total: Counter[str] = sum(of.values(), Counter())
-    shown = [s for s in STATUSES if total[s]]
-    lines = [["", "claims", *shown]]
-    for name, found in [*((NAMES[paper], found) for paper, found in of.items()), ("together", total)]:
-        lines.append([name, str(found.total()), *(str(found[s] or "–") for s in shown)])
-    return list_table(lines, "ledger-counts")
+def kind_of(c: Claim) -> str:
+    """Which of ``STANDINGS`` a claim has."""
+    statements, drawings = STANDINGS
+    return drawings if c.form else statements
 
 
-def table(some: Sequence[Claim], rows: Sequence[dict[str, str]], links: Links) -> str:
-    """One paper's claims: what is said where, what counts as reproduced, what there is of it, and the verdict."""
-    lines = [["id", "where", "statement", "criterion", "evidence", "verdict"]]
+def folded(some: Sequence[Claim], rows: Rows, links: Links) -> str:
+    """One paper's claims, a folded table for each way in which some of them stand; its title says how many."""
+    parts = []
+    for what, standings in STANDINGS.items():
+        for word in standings:
+            mine = [c for c in some if kind_of(c) == what and status(c, rows) == word]
+            if mine:
+                noun = (what.removesuffix("s") if len(mine) == 1 else what) if what == "statements" else what
+                title = f"{word}: {len(mine)} {noun}"
+                parts += [f"::::{{dropdown}} {title}", table(mine, rows, links), "::::", ""]
+    return "\n".join(parts)
+
+
+def table(some: Sequence[Claim], rows: Rows, links: Links) -> str:
+    """Claims: what is said where; what counts as reproduced, and what was changed in that; the verdict and its evidence."""
+    lines = [["the paper says", "it counts as reproduced", "verdict and evidence"]]
     for c in some:
-        desk = f"; *at desk scale:* {links.text(c.desk)}" if c.desk else ""
+        evidence = ", ".join(links.evidence(c, entry) for entry in c.evidence)
         lines.append(
             [
-                f"[{c.id}]{{#{c.id}}}",
-                links.text(c.where),
-                links.text(c.statement),
-                links.text(c.criterion) + desk,
-                ", ".join(links.evidence(c, entry) for entry in c.evidence) or "–",
-                verdict(c, rows, links),
+                f"**[{c.id}]{{#{c.id}}}**, {links.text(c.where)}: {links.text(c.statement)}",
+                "\n\n".join(criteria(c, links)),
+                "\n\n".join(part for part in (verdict(c, rows, links), evidence) if part),
             ]
         )
-    return list_table(lines, "ledger", widths=(11, 14, 21, 23, 16, 15))
+    return list_table(lines, "ledger", widths=(32, 44, 24))
 
 
-def verdict(c: Claim, rows: Sequence[dict[str, str]], links: Links) -> str:
-    """How a claim stands, with the scale and the tasks that say so, or the errata that a tested criterion names."""
-    word = status(c, rows)
+def criteria(c: Claim, links: Links) -> list[str]:
+    """What counts as reproduced, at the other scales, and each change of it with its date and reason."""
+    scales = [(name, text) for name, text in (("desk", c.desk), ("night", c.night)) if text]
+    return [
+        links.text(c.criterion),
+        *(f"*At scale {name}:* {links.text(text)}" for name, text in scales),
+        *(
+            f"*{CHANGED[change.field]} changed on {change.date}, after {change.after}.* Before: {links.text(change.was)}. "
+            f"Reason: {links.text(change.why)}."
+            for change in c.changes
+        ),
+    ]
+
+
+def verdict(c: Claim, rows: Rows, links: Links) -> str:
+    """How a claim stands, with the tasks that say so, or the errata that a tested criterion names."""
+    word = standing(c, rows)
     if word in TESTED and (errata := ERRATUM.findall(c.criterion)):
-        return f"{word}, see {links.text(', '.join(errata))}"
+        return f"{word}, see {links.text(', '.join(dict.fromkeys(errata)))}"
+    tasks = dict.fromkeys(task(row["task"]).title for row in rows if row["claim"] == c.id and row["task"])
+    return word + f": {escaped(', '.join(tasks))}" * bool(tasks)
+
+
+def standing(c: Claim, rows: Rows) -> str:
+    """How a claim stands over all its cases, and at which scale that was seen."""
     mine = [row for row in rows if row["claim"] == c.id]
     if c.kind != "record" or not mine:
-        return word
-    tasks = ", ".join(dict.fromkeys(task(row["task"]).title for row in mine))
-    return f"{word} at {' and '.join(dict.fromkeys(row['scale'] for row in mine))} scale ({escaped(tasks)})"
+        return status(c, rows)
+    scales = " and ".join(dict.fromkeys(row["scale"] for row in mine if row["scale"]))
+    return f"{in_words([row['verdict'] for row in mine])}, {f'at scale {scales}' if scales else 'in the benchmark'}"
 
 
 class Links:
@@ -104,7 +148,7 @@ class Links:
             words = name.removeprefix("test_").replace("_", " ")  # a name with underscores does not wrap
             return f"[test: {words}]({self._files}/{file})"
         if c.kind == "record":
-            chapter = module(entry).CHAPTER
+            chapter = entry if entry in self._chapters else module(entry).CHAPTER
             return f"[{entry}](/notebooks/{chapter})" if chapter in self._chapters else f"`{entry}`"
         return self.text(entry)
 
@@ -125,5 +169,6 @@ def escaped(text: str) -> str:
 def list_table(lines: Iterable[Sequence[str]], style: str, *, widths: Sequence[int] = ()) -> str:
     """A table in MyST Markdown from lines of cells, the first of which is the header."""
     options = [":header-rows: 1", f":class: {style}", *([f":widths: {' '.join(map(str, widths))}"] if widths else [])]
-    body = [("* - " if i == 0 else "  - ") + cell for cells in lines for i, cell in enumerate(cells)]
+    indented = [[cell.replace("\n", "\n    ") for cell in cells] for cells in lines]  # what goes on belongs to the cell
+    body = [("* - " if i == 0 else "  - ") + cell for cells in indented for i, cell in enumerate(cells)]
     return "\n".join([":::{list-table}", *options, *body, ":::"])

@@ -1,7 +1,8 @@
 """Executed reference notebooks and the numbers they hand to the prose, which the tests compare with.
 
-``tests/book/reference/<part>/<name>.ipynb`` is the chapter as executed at ``smoke``, without its pictures. nbval executes it
-again and compares what is printed. ``tests/book/numbers/<part>/<name>.json`` holds the glued values, each with the relative
+``tests/book/reference/<part>/<name>.ipynb`` is the chapter as executed at ``smoke``, without its pictures. What it printed is
+compared, word by word, with the execution that the book is made from (:func:`printed_otherwise`; nbval does the same after
+executing the reference again). ``tests/book/numbers/<part>/<name>.json`` holds the glued values, each with the relative
 and absolute tolerance that a person chose; writing the references anew keeps these tolerances.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,33 @@ def compare(values: Mapping[str, Any], host: set[str], entries: Mapping[str, Any
         if not same:
             wrong.append(f"{name}: {value!r} is not {expected!r} (rtol {rtol}, atol {atol})")
     return sorted(wrong)
+
+
+def said(cell: Any, sanitize: Callable[[str], str] = str) -> dict[str, list[str]]:
+    """What a cell put out, as nbval sees it: the texts of each type in their order, all lines printed in one, no pictures."""
+    texts: dict[str, list[str]] = {}
+    printed = ""
+    for output in cell.get("outputs", []):
+        printed += output.get("text", "")
+        for kind, content in output.get("data", {}).items():
+            if not kind.startswith("image/"):
+                texts.setdefault(kind, []).append(sanitize(str(content)))
+    return texts | ({"printed": [sanitize(printed)]} if printed else {})
+
+
+def printed_otherwise(executed: Any, reference: Any, sanitize: Callable[[str], str] = str) -> list[str]:
+    """The code cells that put out something else than in the reference, a description each.
+
+    Those tagged ``nbval-ignore-output`` or ``nbval-skip`` may.
+    """
+    wrong = []
+    cells = [[c for c in notebook.cells if c.cell_type == "code"] for notebook in (executed, reference)]
+    for number, (now, before) in enumerate(zip(*cells, strict=True), 1):
+        if not {"nbval-ignore-output", "nbval-skip"} & set(before.metadata.get("tags", [])):
+            new, old = said(now, sanitize), said(before, sanitize)
+            kinds = [kind for kind in old | new if old.get(kind) != new.get(kind)]
+            wrong += [f"code cell {number}, {k}:\n  was {old.get(k)}\n  is  {new.get(k)}" for k in kinds]
+    return wrong
 
 
 def write(root: Path, *, only: str | None = None, force: bool = False, jobs: int = 2) -> None:

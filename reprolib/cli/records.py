@@ -47,6 +47,7 @@ def list_records() -> None:
 def show(name: str, scale: str | None) -> None:
     """Show the runs of a record, how they ended, and its verdicts."""
     from reprolib.experiments import experiments, verdicts_of
+    from reprolib.records.verdict import by_claim, in_words
 
     record = _loaded(name, scale)
     last = record.rows.groupby("key").last()
@@ -61,8 +62,11 @@ def show(name: str, scale: str | None) -> None:
     if name not in experiments():
         click.echo(f"no experiment here is called {name}, so nothing judges it: --import the module that has it")
         return
-    for v in verdicts_of(record):
-        click.echo(f"{v['claim']}  {v['verdict']:14} {v['statement']} ({v['task']})")
+    rows = verdicts_of(record)
+    for v in rows:
+        click.echo(f"{v['claim']}  {v['verdict']:17} {v['statement']} ({v['task']})")
+    for claim, found in by_claim(rows).items():
+        click.echo(f"{claim} in this record alone: {in_words(found)}")
 
 
 @command.command("verify")

@@ -1,23 +1,20 @@
 """Backend ``autodiff``: every derivative by PyTorch's own forward and reverse modes.
 
 The reference backend: short, general, exact, and three to five gradients dear. Each function takes a
-:class:`~reprolib.curvature.model.Network` (the network as a function of its parameters, repeatable) and directions.
+:class:`~reprolib.curvature.network.Network` (the network as a function of its parameters, repeatable) and directions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.func import jvp as forward
 
+from reprolib.curvature.network import Network
 from reprolib.curvature.replay import translated
 from reprolib.curvature.tree import Tensors
-
-if TYPE_CHECKING:
-    from reprolib.curvature.model import Network
 
 
 def run(net: Network) -> tuple[Tensor, Tensor]:

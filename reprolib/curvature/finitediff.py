@@ -17,18 +17,15 @@ in float64 1.5e-8, 4e-11, 1.5e-8 and 6e-6. Kinks (ReLU, max-pooling) between the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from reprolib.curvature.autodiff import gradient, run
+from reprolib.curvature.network import Network
 from reprolib.curvature.replay import translated
 from reprolib.curvature.tree import Tensors, inner
 from reprolib.errors import UnknownName
-
-if TYPE_CHECKING:
-    from reprolib.curvature.model import Network
 
 __all__ = ["gradient", "hvp", "jvp", "run", "second", "summary"]  # the ordinary pass is that of autodiff
 

@@ -3,64 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
-from reprolib.curvature import autodiff, complexstep, finitediff, tape
-from reprolib.curvature.replay import Call, Repeat, Substitute, spare_statistics
+from reprolib.curvature.backends import BACKENDS
+from reprolib.curvature.network import Closure, Loss, Network, Options
 from reprolib.curvature.tree import Tensors, inner, like
-from reprolib.errors import (
-    InvalidInput,
-    ModelConsumed,
-    NotRepeatable,
-    UnknownName,
-    UnsupportedOperation,
-    UntrackedOperation,
-)
-
-Closure = Callable[[], Tensor]
-Loss = Callable[[Tensor], Tensor]
-Pair = tuple[Closure, Loss | None]
-
-BACKENDS: dict[str, ModuleType] = {
-    "autodiff": autodiff,
-    "complexstep": complexstep,
-    "finitediff": finitediff,
-    "tape": tape,
-}
-OPERATORS = ("hessian", "ggn")
-CHOICES = {"products": ("plain", "shared"), "memory": ("store", "recompute"), "batch_norm": ("exact", "by-index")}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What :func:`expand` was asked for, beyond the function itself."""
-
-    curvature: str
-    backend: str
-    products: str
-    memory: str
-    batch_norm: str
-    retain: bool
-    check: bool
-
-    def __post_init__(self):
-        if self.curvature not in OPERATORS:
-            raise UnknownName.among("curvature", self.curvature, OPERATORS)
-        if self.backend not in BACKENDS:
-            raise UnknownName.among("backend", self.backend, BACKENDS)
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UnknownName.among(name, getattr(self, name), choices)
-            if getattr(self, name) != choices[0] and self.backend != "tape":
-                raise InvalidInput(f"{name} is an option of the tape, not of backend {self.backend!r}")
+from reprolib.errors import InvalidInput, ModelConsumed, NotRepeatable, UnsupportedOperation, UntrackedOperation
 
 
 class Summary(NamedTuple):
@@ -71,192 +24,9 @@ class Summary(NamedTuple):
     third: Tensor  # (S,)    ∂³J/∂θ_k³ [d_k, d_k, d_k]; NaN where it was not asked for
 
 
-class Network:
-    """The user's closure and loss as functions of the parameters that can be called again at other values."""
-
-    def __init__(
-        self,
-        closure: Closure,
-        loss: Loss | None,
-        params: Tensors,
-        options: Options | None = None,
-    ):
-        self.closure, self.loss, self.params = closure, loss, tuple(params)
-        self.options = options or Options("hessian", "autodiff", "plain", "store", "exact", True, True)
-        self._repeat = Repeat(params)  # before the first pass: it keeps the random state
-        self.at = tuple(p.detach() for p in params)
-        self._versions = [p._version for p in params]
-        self.recording: Any = None  # what the backend keeps of the ordinary pass
-
-        self.graph: tuple[Tensor, Tensor] | None = None  # outputs and losses of it, with autograd's graph
-        self.known: tuple[Tensor, ...] | None = None  # ∇J, if somebody has taken it
-
-    @property
-    def written(self) -> bool:
-        """Whether somebody has written into the parameters since: autograd's graph of the pass cannot be used then."""
-        return any(p._version != version for p, version in zip(self.params, self._versions, strict=True))
-
-    @property
-    def backend(self) -> ModuleType:
-        """The module that computes derivatives."""
-        return BACKENDS[self.options.backend]
-
-    def gradient(self) -> tuple[Tensor, ...]:
-        """∇J. Where nothing else can be asked of the graph, taking the gradient frees it."""
-        if self.known is None:
-            assert self.graph is not None
-            losses = self.graph[1]
-            keep = self.options.retain or self.options.curvature == "ggn"
-            self.known = self.backend.gradient(self, losses, keep)
-            if not keep:
-                self.graph = None
-        return self.known
-
-    def pull_back(self, w: Tensor) -> tuple[Tensor, ...]:
-        """Aᵀ w, by the graph of the ordinary pass, or one of another pass if that is gone."""
-        if self.graph is not None:
-            outputs, at = self.graph[0], self.params
-        else:
-            at = tuple(p.detach().requires_grad_() for p in self.at)
-            with torch.enable_grad():
-                outputs = self.outputs(*at)
-        return torch.autograd.grad(outputs, at, w, retain_graph=True, materialize_grads=True)
-
-    def run(self) -> tuple[Tensor, Tensor]:
-        """The ordinary pass: outputs (B, ...) and per-sample losses (B,)."""
-        outputs = self.closure()
-        return outputs, self.losses_of(outputs)
-
-    def outputs(self, *values: Tensor, call: Call | None = None) -> Tensor:
-        """The outputs with ``values`` as parameters; ``call`` is that of :meth:`Repeat.at`."""
-        return self._repeat.at(values, self.closure, call)
-
-    def losses(self, *values: Tensor, call: Call | None = None) -> Tensor:
-        """The per-sample losses with ``values`` as parameters; ``call`` is that of :meth:`Repeat.at`."""
-        return self._repeat.at(values, lambda: self.losses_of(self.closure()), call)
-
-    def losses_at(self, values: Tensors) -> Tensor:
-        """The same by the kernels of the ordinary pass, so that the two compare to the last digit; nothing to derive."""
-        mode = Substitute(self.params, values, spare_statistics)
-        with torch.no_grad(), self._repeat.same_random_numbers(), mode:
-            losses = self.losses_of(self.closure())
-        return mode.swap(losses)
-
-    def losses_of(self, outputs: Tensor) -> Tensor:
-        """Per-sample losses (B,) of outputs (B, ...): ``loss(outputs)``, averaged over what follows the batch axis."""
-        if not isinstance(outputs, Tensor):
-            raise InvalidInput(
-                f"the closure returned {type(outputs).__name__}: return one tensor, the outputs (B, ...)"
-            )
-        losses = outputs if self.loss is None else self.loss(outputs)
-        if not isinstance(losses, Tensor):
-            raise InvalidInput(
-                f"the loss returned {type(losses).__name__}: return the per-sample losses, a tensor (B,)"
-            )
-        if outputs.dim() == 0 and self.loss is not None:
-            raise InvalidInput("the outputs are a single number: return outputs with a batch axis, (B, ...)")
-        batch = None if self.loss is None else outputs.shape[0]
-        if losses.dim() == 0:
-            if batch != 1:
-                raise InvalidInput(
-                    f"the loss is a single number for {'a batch' if batch is None else f'{batch} samples'}: return one loss "
-                    'per sample (reduction="none"); the mean over the batch is taken here'
-                )
-            losses = losses.reshape(1)
-        if batch is not None and losses.shape[0] != batch:
-            raise InvalidInput(f"{losses.shape[0]} losses for {batch} outputs: the first axis of both is the batch")
-        if losses.numel() == 0:
-            raise InvalidInput("the batch is empty: there is no loss to expand")
-        return losses if losses.dim() == 1 else losses.flatten(1).mean(1)
-
-
-def expand(
-    closure: Closure | Sequence[Pair],
-    loss: Loss | None,
-    params: Sequence[Tensor],
-    curvature: str = "hessian",
-    backend: str = "tape",
-    *,
-    products: str = "plain",
-    memory: str = "store",
-    batch_norm: str = "exact",
-    retain: bool = False,
-    check: bool = True,
-    ranks: bool = True,
-) -> LocalModel:
-    """Expand J(θ) = (1/B) Σ_s ℓ(f(x_s; θ), y_s) around the present parameters.
-
-    Runs ``closure`` once, as an ordinary training step would (batch-norm statistics advance, dropout draws). Where an
-    answer needs the network again, it is run without further effects.
-
-    Args:
-        closure: () -> outputs (B, ...). With ``tape`` it is run once, but again where ``product`` of the Hessian
-            meets fused attention; with ``autodiff`` for every answer. Then it must be repeatable. Or a sequence of
-            (closure, loss) pairs, the micro-batches of one batch, of which one at a time is in memory
-            (:class:`~reprolib.curvature.parts.Parts`); ``loss`` is ``None`` then.
-        loss: outputs -> per-sample losses (B,); (B, T, ...) is averaged over the later axes. ``None``: the closure
-            itself returns the losses (then nothing that needs the outputs can be answered, so no GGN).
-        params: θ, distinct floating-point leaves that require grad. A parameter the network does not use counts as zero.
-        curvature: ``"hessian"``, C = ∇²J, or ``"ggn"``, C = AᵀΛA with A = ∂outputs/∂θ and Λ = ∂²J/∂outputs².
-        backend: how derivatives are computed: ``"tape"`` (one recorded pass), ``"autodiff"`` (PyTorch's own modes),
-            ``"complexstep"`` (imaginary parts) or ``"finitediff"`` (difference quotients, approximate); see ``backends.py``.
-        products: of the tape's layers: ``"plain"``, or ``"shared"``, a sixth faster for a fifth more memory
-            (:func:`~reprolib.curvature.rules.shared_products`).
-        memory: of the tape: ``"store"``, or ``"recompute"``, about the memory of a gradient for a sixth more time
-            (``recompute.py``). Neither changes the answer.
-        batch_norm: what a sample's own curvature is where batch-norm in training mode mixes samples (E-red-9):
-            ``"exact"``, dᵀ∇²J_s d, or ``"by-index"``, the split of Algorithm 2, what arises at the sample's place in the
-            batch. Their means agree; the latter is cheaper.
-        retain: keep what the first pass stored after the first directional answer (see :class:`LocalModel`).
-        check: compare each answer's tangent of the mean loss with ⟨∇J, d⟩ (one synchronisation with the device).
-        ranks: where ``torch.distributed`` is initialised, J is the mean over the samples of all processes, and every
-            process must take the same steps (:class:`~reprolib.curvature.parts.Parts`). ``False``: of this one's.
-
-    Raises:
-        InvalidInput, UnknownName: arguments that cannot be used.
-    """
-    options = Options(curvature, backend, products, memory, batch_norm, retain, check)
-    params = _checked(params)
-    world = world_size() if ranks else 1
-    if world == 1 and len(pairs := pairs_of(closure, loss, curvature)) == 1:
-        return opened(Network(*pairs[0], params, options))
-    from reprolib.curvature.parts import Parts  # it builds on this module
-
-    return Parts(closure, loss, params, options, world)
-
-
-def world_size() -> int:
-    """How many processes share the data: those of ``torch.distributed`` where it is initialised."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def pairs_of(closure: Closure | Sequence[Pair], loss: Loss | None, curvature: str) -> list[Pair]:
-    """The (closure, loss) pairs that :func:`expand` was given; :class:`InvalidInput` if it cannot use them."""
-    if callable(closure):
-        pairs: list[Pair] = [(closure, loss)]
-    elif not isinstance(closure, Sequence):
-        raise InvalidInput(
-            f"closure is a {type(closure).__name__}: give a function, or a list of (closure, loss) pairs"
-        )
-    elif loss is not None:
-        raise InvalidInput("with a sequence of (closure, loss) pairs each has its own loss: leave loss out (None)")
-    else:
-        pairs = list(closure)
-    if not pairs:
-        raise InvalidInput("the sequence of (closure, loss) pairs is empty: there is no loss to expand")
-    for i, pair in enumerate(pairs):
-        ends = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
-        if not callable(ends[0]) or not (ends[1] is None or callable(ends[1])):
-            raise InvalidInput(f"part {i} is no (closure, loss) pair of functions: {pair!r:.80}")
-        if curvature == "ggn" and ends[1] is None:
-            raise InvalidInput(
-                "the GGN needs the outputs and the loss apart: pass the closure that returns the outputs, and loss"
-            )
-    return pairs
-
-
-def opened(net: Network) -> LocalModel:
-    """The local model of ``net``, by its ordinary pass."""
+def opened(closure: Closure, loss: Loss | None, params: Tensors, options: Options) -> LocalModel:
+    """The local model of one closure and loss, by its ordinary pass."""
+    net = Network(closure, loss, params, options, BACKENDS[options.backend])
     with torch.enable_grad(), _one_replica():
         net.graph = outputs, losses = net.backend.run(net)
     if not losses.requires_grad:
@@ -499,19 +269,3 @@ def _one_replica() -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _checked(params: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    params = tuple(params)
-    if not params:
-        raise InvalidInput("no parameters: give at least one tensor")
-    for i, p in enumerate(params):
-        if not isinstance(p, Tensor):
-            raise InvalidInput(f"params[{i}] is a {type(p).__name__}: give tensors")
-        if p.is_complex() or not p.is_floating_point():
-            raise InvalidInput(f"params[{i}] is {p.dtype}: only real floating-point parameters can be differentiated")
-        if not p.is_leaf or not p.requires_grad:
-            raise InvalidInput(f"params[{i}] is not a leaf that requires grad")
-    if len({id(p) for p in params}) < len(params):
-        raise InvalidInput("the same parameter is given twice: pass shared weights once")
-    return params

@@ -20,20 +20,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from reprolib.curvature.model import (
-    Closure,
-    LocalModel,
-    Loss,
-    Network,
-    Options,
-    Pair,
-    Summary,
-    check_repeated,
-    consumed,
-    opened,
-    pairs_of,
-    shifted,
-)
+from reprolib.curvature.model import LocalModel, Summary, check_repeated, consumed, opened, shifted
+from reprolib.curvature.network import Closure, Loss, Network, Options, Pair, pairs_of
 from reprolib.curvature.replay import Repeat, Substitute, spare_statistics
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import InvalidInput, RankFailed
@@ -55,9 +43,9 @@ class Parts(LocalModel):
 
     *Ranks.* Each rank has its own samples, any number but none, and equal parameters (compared if ``check``). All must
     ask the same questions in the same order: each is one collective call (``gradient`` when it is first read; ``outputs``,
-    ``loss_gradient`` and ``loss_hvp`` are none). An exception in one is raised on its rank, and as :class:`~reprolib.errors.RankFailed` on
-    the others; only a process that ends, or asks something else, leaves the others waiting until the process group's
-    time-out.
+    ``loss_gradient`` and ``loss_hvp`` are none). An exception in one is raised on its rank, and on the others as
+    :class:`~reprolib.errors.RankFailed`; only a process that ends, or asks something else, leaves the others waiting until
+    the process group's time-out.
     """
 
     def __init__(
@@ -252,7 +240,7 @@ class Part(Repeat):
     def open(self) -> LocalModel:
         """The local model, by the ordinary pass."""
         loss = None if self._loss is None else self._run_loss
-        return opened(Network(self._run_closure, loss, self.params, self._options))
+        return opened(self._run_closure, loss, self.params, self._options)
 
     def again(self) -> LocalModel:
         """The same local model by one more pass, without effects."""
@@ -278,6 +266,11 @@ class Part(Repeat):
         assert self._loss is not None
         with self._mode:
             return self._loss(outputs)
+
+
+def world_size() -> int:
+    """How many processes share the data: those of ``torch.distributed`` where it is initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class Ranks:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reprolib.curvature.autodiff import _grad
-from reprolib.curvature.model import Closure, Loss, Network, Pair, _checked, pairs_of
+from reprolib.curvature.network import Closure, Loss, Network, Pair, checked, pairs_of
 from reprolib.curvature.replay import translated
 from reprolib.curvature.tree import Tensors, like
 from reprolib.errors import InvalidInput
@@ -42,7 +42,7 @@ def summary_tensor(
 
     Source: section 3, Table 1; key ``wolinski2023`` in references.bib.
     """
-    params = _checked(params)
+    params = checked(params)
     d = like(d, params)
     groups = [[i] for i in range(len(params))] if groups is None else [list(g) for g in groups]
     flat = [i for g in groups for i in g]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
-import torch
-
-from reprolib.experiments import conduct
+from reprolib.experiments import conduct, verdicts_of
 from reprolib.lab.execute import execute
 from reprolib.lab.store import runs_folder
-from reprolib.records.record import Record
+from reprolib.records.record import Record, joined
 from reprolib.show import report
 
 
@@ -20,6 +20,11 @@ class Shown:
 
     live: Record
     best: Record
+
+    @property
+    def verdicts(self) -> list[dict[str, str]]:
+        """What the best record says of the papers' claims."""
+        return verdicts_of(self.best)
 
     def origin(self, chapter: str) -> None:
         """Display where both are from, and the command that makes ``chapter`` at their scales again.
@@ -37,13 +42,68 @@ class Shown:
         report.value(f"{self.live.name} live", report.conditions(self.live))
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Experiments that a figure shows side by side, each from its own best record; ``live`` and ``best`` have all their runs."""
+
+    name: str
+    parts: tuple[Shown, ...]
+
+    @cached_property
+    def live(self) -> Record:
+        """What was conducted now."""
+        return joined(self.name, [part.live for part in self.parts])
+
+    @cached_property
+    def best(self) -> Record:
+        """The best records."""
+        return joined(self.name, [part.best for part in self.parts])
+
+    @property
+    def verdicts(self) -> list[dict[str, str]]:
+        """What the best records say of the papers' claims."""
+        return [row for part in self.parts for row in part.verdicts]
+
+    def origin(self, chapter: str) -> None:
+        """As :meth:`Shown.origin`, a line for each; for captions ``{glue}`` has the conditions of all under ``name``."""
+        for part in self.parts:
+            part.origin(chapter)
+        report.value(self.name, report.conditions(*(part.best for part in self.parts)))
+        report.value(f"{self.name} live", report.conditions(*(part.live for part in self.parts)))
+
+
+def columns(name: str, tasks: Sequence[str], scale: str) -> Columns:
+    """The experiments ``NAME-TASK``, or ``NAME/TASK`` if ``name`` is that of a paper, as :func:`show` shows each of them."""
+    link = "-" if "/" in name else "/"
+    return Columns(name, tuple(show(f"{name}{link}{task}", scale) for task in tasks))
+
+
+def provenance(*results: Shown) -> None:
+    """Display at a chapter's foot where its results are from: a line an experiment, with the command that makes it again.
+
+    What was conducted while the page was built stands behind it.
+    """
+    from IPython.display import Markdown, display
+
+    lines = []
+    for result in results:
+        best, live = result.best, result.live
+        line = f"- `{best.name}`: " + report.origin(best, f"reprolib run {best.name} --scale {best.scale}")
+        lines.append(line + f" · also at scale {live.scale}, just now" * (live.scale != best.scale))
+    display(Markdown("\n".join(lines)))
+
+
+def device() -> str:
+    """Where a chapter's experiments train: ``$REPROLIB_DEVICE``, which ``make book DEVICE=cuda`` sets, or the processor."""
+    return os.environ.get("REPROLIB_DEVICE") or "cpu"
+
+
 def show(name: str, scale: str) -> Shown:
     """Conduct experiment ``name`` at ``scale``, above smoke with what is kept of earlier runs, and load the best record.
 
-    What is conducted above smoke scale becomes a record. The paper's scale runs on a GPU, where there is one.
+    What is conducted above smoke scale becomes a record.
     """
-    device = "cuda" if torch.cuda.is_available() and scale == "paper" else "cpu"
-    live = conduct(name, scale, partial(execute, device=device, keep=None if scale == "smoke" else runs_folder()))
+    live = conduct(name, scale, partial(execute, device=device(), keep=None if scale == "smoke" else runs_folder()))
     if scale != "smoke":
         live.save()
     return Shown(live, Record.load(name))

@@ -31,6 +31,7 @@ class Run:
     stop_after: int | None = None  # epochs really run of the ``epochs`` that the schedule is made for
     dtype: str = "float32"
     test_size: int | None = None  # evaluate on the first so many test samples only
+    batch_seed: int | None = None  # of the order of the batches, if it is not ``seed``
     keeps_end: bool = field(default=False, compare=False)  # its last weights are kept; does not change what it is
     versions: tuple[int, int] = field(init=False)  # of the task and of the method
 
@@ -46,8 +47,9 @@ class Run:
         """The run as plain JSON data."""
         plain = asdict(self)
         del plain["keeps_end"]
-        if self.test_size is None:  # it came later: the keys of earlier runs stay what they are
-            del plain["test_size"]
+        for name in ("test_size", "batch_seed"):  # they came later: the keys of earlier runs stay what they are
+            if plain[name] is None:
+                del plain[name]
         return plain | {"options": dict(self.options), "versions": list(self.versions)}
 
     @property

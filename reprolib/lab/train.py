@@ -23,6 +23,7 @@ from reprolib.lab.methods import Step, evaluating, further_data, method, take_st
 from reprolib.lab.price import price
 from reprolib.lab.run import Run
 from reprolib.tasks import task
+from reprolib.tasks.task import Problem
 
 SMOOTHING = 0.99  # of the loss and step curves, per iteration, as in RED's figures
 POINTS = 100  # rows that a history keeps
@@ -88,21 +89,22 @@ class Training:
     """A run under way. After each :meth:`advance` it stands at the end of an epoch, where it can be saved and restored.
 
     Within an epoch nothing waits for the device: losses and steps stay there until it ends.
+    ``problem`` is what :func:`problem_of` built for the run, where somebody has it; it is trained. Without a ``priced`` step
+    there is no history, only :meth:`first_losses`.
     """
 
-    def __init__(self, run: Run, device: str | torch.device = "cpu", *, download: bool = True):
+    def __init__(
+        self,
+        run: Run,
+        device: str | torch.device = "cpu",
+        *,
+        download: bool = True,
+        problem: Problem | None = None,
+        priced: bool = True,
+    ):
         self.began = time.perf_counter()
         self.run, self.device = run, torch.device(device)
-        self.problem = task(run.task).build(
-            run.seed,
-            batch_size=run.batch_size,
-            device=device,
-            dtype=getattr(torch, run.dtype),
-            train_size=run.train_size,
-            held_out=run.held_out,
-            test_size=run.test_size,
-            download=download,
-        )
+        self.problem = problem or problem_of(run, device, download=download)
         torch.manual_seed(run.seed)  # for networks that draw random numbers (dropout)
         self.method = method(run.method)
         self.optimizer, self.scheduler = self.method.build(
@@ -110,7 +112,8 @@ class Training:
         )
         self.epochs, self.per_epoch = run.stop_after or run.epochs, len(self.problem.batches)
         self.log = Log(self.per_epoch, self.epochs, self.method.traces, self.method.means)
-        self.price = price(run, self.problem)
+        if priced:
+            self.price = price(run, self.problem)
 
     @property
     def over(self) -> bool:
@@ -139,13 +142,16 @@ class Training:
         further = further_data(self.optimizer, self.problem, number)
         return take_step(self.optimizer, *self.problem.pair(x, y), **further)
 
-    def first_losses(self, steps: int = FIRST) -> list[float]:
-        """The unsmoothed losses of the first steps, as a history keeps them."""
+    def first_losses(self, before: Callable[[], None] = lambda: None) -> list[float]:
+        """The unsmoothed losses of the first steps, as a history keeps them; ``before`` is called before each."""
         losses: list[float] = []
-        for number, (x, y) in enumerate(islice(self.problem.batches.epoch(0), steps)):
-            losses.append(float(self._step(number, x, y)["loss"]))
-            if not math.isfinite(losses[-1]):
-                break
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SkippedStep)
+            for number, (x, y) in enumerate(islice(self.problem.batches.epoch(0), FIRST)):
+                before()
+                losses.append(float(self._step(number, x, y)["loss"]))
+                if not math.isfinite(losses[-1]):
+                    break
         return losses
 
     def history(self) -> History:
@@ -154,7 +160,13 @@ class Training:
         end = (
             {name: value.cpu() for name, value in self.problem.net.state_dict().items()} if self.run.keeps_end else None
         )
-        return History(self.run, self.log.table, self.log.first, self.log.status, "", skipped, end=end)
+        made = self.environment
+        return History(self.run, self.log.table, self.log.first, self.log.status, "", skipped, made, end)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What it is trained on, for the environment of its history: checksums of the data, if there are files."""
+        return {"data": dict(self.problem.files)} if self.problem.files else {}
 
     def _evaluate(self) -> dict[str, float]:
         with evaluating(self.optimizer):
@@ -311,15 +323,23 @@ def train(
         raise  # of the caller's making
     except FAILURES as error:
         table = training.log.table if training else pd.DataFrame(columns=COLUMNS)
-        first = training.log.first if training else []
-        return History(run, table, first, FAILED, f"{type(error).__name__}: {error}"[:300])
+        first, made = (training.log.first, training.environment) if training else ([], {})
+        return History(run, table, first, FAILED, f"{type(error).__name__}: {error}"[:300], environment=made)
 
 
-def first_losses(
-    run: Run, device: str | torch.device = "cpu", *, steps: int = FIRST, download: bool = True
-) -> list[float]:
-    """The unsmoothed losses of the first steps of ``run``, as its history keeps them."""
-    return Training(run, device, download=download).first_losses(steps)
+def problem_of(run: Run, device: str | torch.device = "cpu", *, download: bool = True) -> Problem:
+    """The task of ``run`` at its start."""
+    return task(run.task).build(
+        run.seed,
+        batch_size=run.batch_size,
+        device=device,
+        dtype=getattr(torch, run.dtype),
+        train_size=run.train_size,
+        held_out=run.held_out,
+        test_size=run.test_size,
+        batch_seed=run.batch_seed,
+        download=download,
+    )
 
 
 class _Average:

@@ -139,7 +139,9 @@ class Workers:
 
     def _hired(self) -> connection.Connection:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, *self._how, plugins.loaded()), daemon=True)
+        process = self._context.Process(
+            target=_work, args=(theirs, *self._how, self._number, plugins.loaded()), daemon=True
+        )
         process.start()
         theirs.close()
         self._processes[ours] = process
@@ -164,7 +166,7 @@ def _serve() -> None:
                 os.environ[name] = value
 
 
-def _work(orders: connection.Connection, device: str, keep: Path, modules: tuple[str, ...]) -> None:
+def _work(orders: connection.Connection, device: str, keep: Path, number: int, modules: tuple[str, ...]) -> None:
     """What a worker does: it trains the runs that come, until it is sent away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who has sent the orders
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and does not leave half a file
@@ -176,7 +178,8 @@ def _work(orders: connection.Connection, device: str, keep: Path, modules: tuple
             return
         finished, error = False, None
         try:
-            history = continued(run, device, keep, threads=1, modules=modules, deadline=_after(seconds))
+            deadline = _after(seconds)
+            history = continued(run, device, keep, threads=1, modules=modules, workers=number, deadline=deadline)
             finished = history is not None
         except Exception as raised:
             error = ReprolibError(told(raised))  # not every exception can be sent

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reprolib.curvature import LocalModel
-from reprolib.curvature.model import BACKENDS
+from reprolib.curvature.backends import BACKENDS
 from reprolib.curvature.tree import Tensors, inner
 from reprolib.errors import InvalidInput, UnknownName
 from reprolib.optim.step import Closure, LocalModelOptimizer, Loss, chosen, free_to_look, open_model, refuse_negative

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reprolib.curvature import LocalModel
-from reprolib.curvature.model import BACKENDS
+from reprolib.curvature.backends import BACKENDS
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import UnknownName
 from reprolib.optim.step import (

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reprolib.curvature.model import CHOICES, Network, Pair, pairs_of, world_size
-from reprolib.curvature.parts import Ranks
+from reprolib.curvature.network import CHOICES, Network, Pair, pairs_of
+from reprolib.curvature.parts import Ranks, world_size
 from reprolib.curvature.replay import Repeat, Substitute, spare_statistics
 from reprolib.curvature.tree import Tensors, inner
 from reprolib.errors import InvalidInput, UnknownName

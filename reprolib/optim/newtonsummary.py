@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from reprolib.curvature import LocalModel, Summary, expand
 from reprolib.curvature.calls import map_tensors
-from reprolib.curvature.model import CHOICES, Pair, pairs_of, world_size
-from reprolib.curvature.parts import Ranks
+from reprolib.curvature.network import CHOICES, Pair, pairs_of
+from reprolib.curvature.parts import Ranks, world_size
 from reprolib.curvature.replay import Substitute, spare_statistics
 from reprolib.curvature.tree import Tensors, inner
 from reprolib.errors import InvalidInput, SkippedStep, UnknownName

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from reprolib.curvature.model import CHOICES
+from reprolib.curvature.network import CHOICES
 from reprolib.curvature.tree import inner
 from reprolib.errors import InvalidInput, NotDescent, UnknownName
 from reprolib.optim.step import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reprolib.curvature import LocalModel, expand
-from reprolib.curvature.model import Pair
+from reprolib.curvature.network import Pair
 from reprolib.errors import InvalidInput, SkippedStep
 
 PER_GROUP = {"lr", "weight_decay"}  # options that groups may have of their own

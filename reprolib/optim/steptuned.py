@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reprolib.curvature import LocalModel
-from reprolib.curvature.model import Pair, pairs_of
+from reprolib.curvature.network import Pair, pairs_of
 from reprolib.curvature.replay import Repeat, Substitute, spare_statistics
 from reprolib.curvature.tree import inner
 from reprolib.errors import InvalidInput

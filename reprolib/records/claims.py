@@ -6,6 +6,7 @@ experiments' records.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -18,9 +19,23 @@ from reprolib.records.verdict import NOT_TESTABLE, combined
 
 PAPERS = ("red", "summary", "adler", "curveball", "csdd", "family")  # family: what we add about all five
 KINDS = ("test", "record", "reason")
+FORMS = ("figure", "setting")  # what can be drawn and confirms nothing; without a form, a claim is a statement
+CRITERIA = ("criterion", "desk", "night")  # the fields that say what counts as reproduced
 OPEN, HOLDS = "open", "holds (tested)"
 # what tests may find other than that a statement holds as it is printed, and how the ledger says it
 FINDINGS = {"corrected": "holds after correction (tested)", "contradicted": "contradicted (tested)"}
+AFTER = ("no run", "a run", "seeing the paper-scale runs")  # what somebody had seen when a criterion changed
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was changed in a criterion after it was first written, and why."""
+
+    date: datetime.date
+    field: str  # one of CRITERIA, or "code": a threshold or rule in the experiment's verdicts
+    was: str
+    why: str
+    after: str
 
 
 @dataclass(frozen=True)
@@ -34,13 +49,22 @@ class Claim:
     criterion: str
     kind: str
     setting: str = ""
+    form: str = ""
     desk: str = ""
+    night: str = ""
+    headline: bool = False
     evidence: tuple[str, ...] = ()
     finding: str = ""
+    changes: tuple[Change, ...] = ()
+
+    def changed(self, field: str) -> int:
+        """How many changes of a field are on record."""
+        return sum(change.field == field for change in self.changes)
 
 
 KNOWN = {field.name for field in fields(Claim)} - {"id"}
 REQUIRED = {field.name for field in fields(Claim) if field.default is MISSING} - {"id"}
+APART: dict[str, Any] = {"evidence": [], "changes": [], "headline": False}  # the fields that are no texts, if left out
 
 
 def source() -> Path:
@@ -100,20 +124,45 @@ def _claim(id: str, about: Any) -> Claim:
             raise UnknownName.among(f"field of claim {id},", name, KNOWN)
     if missing := REQUIRED - about.keys():
         raise InvalidInput(f"claim {id} has no {', '.join(sorted(missing))}")
-    evidence = about.get("evidence", [])
-    texts = {name: text for name, text in about.items() if name != "evidence"}
+    evidence, changes, headline = (about.get(name, none) for name, none in APART.items())
+    texts = {name: text for name, text in about.items() if name not in APART}
     if not isinstance(evidence, list):
         raise InvalidInput(f"the evidence of claim {id} is {evidence!r}: write a list")
-    for name, text in [*texts.items(), *(("evidence", entry) for entry in evidence)]:
-        if not isinstance(text, str) or not text.strip():
-            raise InvalidInput(
-                f"the {name} of claim {id} is {text!r}: write a text (in quotes if it looks like a number)"
-            )
-    for name, known in (("kind", KINDS), ("paper", PAPERS), ("finding", FINDINGS)):
+    if not isinstance(changes, list):
+        raise InvalidInput(f"the changes of claim {id} are {changes!r}: write a list")
+    if not isinstance(headline, bool):
+        raise InvalidInput(f"headline of claim {id} is {headline!r}: write true, or leave it out")
+    _check_texts(id, [*texts.items(), *(("evidence", entry) for entry in evidence)])
+    for name, known in (("kind", KINDS), ("paper", PAPERS), ("form", FORMS), ("finding", FINDINGS)):
         if name in texts and texts[name] not in known:
             raise UnknownName.among(f"{name} of claim {id},", texts[name], known)
     if not id.startswith(f"{texts['paper']}-"):
         raise InvalidInput(f"claim {id} is about paper {texts['paper']}: its id must begin with {texts['paper']}-")
     if "finding" in texts and not (texts["kind"] == "test" and evidence):
         raise InvalidInput(f"claim {id} has a finding, but no test that finds it")
-    return Claim(id, **texts, evidence=tuple(evidence))
+    if "form" in texts and texts["kind"] != "record":
+        raise InvalidInput(f"claim {id} is a {texts['form']}, which a record draws: its kind must be record")
+    return Claim(
+        id, **texts, headline=headline, evidence=tuple(evidence), changes=tuple(_change(id, entry) for entry in changes)
+    )
+
+
+def _change(id: str, about: Any) -> Change:
+    names = [field.name for field in fields(Change)]
+    if not isinstance(about, dict) or sorted(map(str, about)) != sorted(names):
+        raise InvalidInput(f"a change of claim {id} is {about!r}: it needs {', '.join(names)}, and nothing else")
+    if type(about["date"]) is not datetime.date:  # YAML reads 2026-11-30 as one
+        raise InvalidInput(f"a change of claim {id} has the date {about['date']!r}: write one like 2026-11-30")
+    _check_texts(id, [(f"{name} of a change", about[name]) for name in names if name != "date"])
+    for name, known in (("field", (*CRITERIA, "code")), ("after", AFTER)):
+        if about[name] not in known:
+            raise UnknownName.among(f"{name} of a change of claim {id},", about[name], known)
+    return Change(**about)
+
+
+def _check_texts(id: str, texts: Iterable[tuple[str, Any]]) -> None:
+    for name, text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidInput(
+                f"the {name} of claim {id} is {text!r}: write a text (in quotes if it looks like a number)"
+            )

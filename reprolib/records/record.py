@@ -2,7 +2,7 @@
 
 They lie under ``<experiment>/<scale>``. The table has one row per logged point of each run, under the run's ``key``; the JSON
 has under that key each run's specification, status, first losses, environment and *role*: ``reported``, ``default`` (a
-baseline as its library has it, beside the tuned one) or ``trial`` (of the tuning; only its last row is kept). Whatever was
+baseline that nobody tuned, beside the tuned one) or ``trial`` (of the tuning; only its last row is kept). Whatever was
 tried is there, diverged and failed runs too. A record is read by name; the best scale that has one is the default.
 """
 
@@ -20,13 +20,13 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from reprolib.errors import RecordError, UnknownName
+from reprolib.errors import RecordError
 from reprolib.lab.files import checkout, write
 from reprolib.lab.run import Run
 from reprolib.lab.train import FINISHED, History
-from reprolib.records import claims
+from reprolib.records.claims import digest, source
+from reprolib.records.scale import SCALES, check_scale
 
-SCALES = ("smoke", "desk", "night", "paper")
 REPORTED, DEFAULT, TRIAL = ROLES = ("reported", "default", "trial")
 FORMAT = 2
 DESCRIPTION = ("task", "method", "seed")  # columns that come from the runs' specifications
@@ -202,6 +202,22 @@ class Record:
         return head | {"notes": self.notes, "environments": environments, "runs": runs}
 
 
+def joined(name: str, records: Sequence[Record]) -> Record:
+    """Records of several experiments as one, for figures that show them side by side; its scale names all of theirs.
+
+    Of their notes, lists are chained and mappings merged.
+    """
+    whole, *others = records
+    notes = dict(whole.notes)
+    for other in others:
+        whole = whole._with(other)
+        for key, value in other.notes.items():
+            notes[key] = (
+                value if key not in notes else notes[key] | value if isinstance(value, dict) else notes[key] + value
+            )
+    return Record(name, " and ".join(dict.fromkeys(r.scale for r in records)), whole.rows, whole.runs, notes)
+
+
 def differences(a: Record, b: Record) -> list[str]:
     """What two records of an experiment disagree about: runs that only one has, other ends, other losses."""
     found = [f"{key} is only in {x.scale}" for x, y in ((a, b), (b, a)) for key in x.runs if key not in y.runs]
@@ -224,13 +240,6 @@ def run_of(specification: dict[str, Any]) -> Run:
     return Run.of(**fields)
 
 
-def check_scale(scale: str) -> str:
-    """``scale`` if it is one of :data:`SCALES`."""
-    if scale not in SCALES:
-        raise UnknownName.among("scale", scale, SCALES)
-    return scale
-
-
 def _kept(h: History, role: str) -> dict[str, Any]:
     """What the JSON keeps of a history."""
     last = h.table["iteration"].max()
@@ -249,7 +258,7 @@ def _kept(h: History, role: str) -> dict[str, Any]:
 
 def _digest() -> str:
     """Of the claims file, where there is one (an installed package has none)."""
-    return claims.digest() if claims.source().exists() else ""
+    return digest() if source().exists() else ""
 
 
 def _paths(where: Path, name: str, scale: str) -> tuple[Path, Path]:

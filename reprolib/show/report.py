@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from reprolib.records.record import REPORTED, SCALES, Record
-from reprolib.records.verdict import NOT_REPRODUCED, REPRODUCED
+from reprolib.records.record import REPORTED, Record
+from reprolib.records.scale import SCALES
+from reprolib.records.verdict import DRAWINGS, NOT_REPRODUCED, REPRODUCED, STATEMENTS
 from reprolib.tasks import task
 
 
@@ -65,22 +66,26 @@ Rows = Sequence[Mapping[str, str]]  # of an experiment's ``verdicts``
 def verdicts(rows: Rows) -> pd.DataFrame:
     """The table of an experiment's verdicts, by claim; the verdict stands in front, where a narrow screen shows it."""
     table = pd.DataFrame(list(rows)).sort_values("claim", kind="stable")
-    table["task"] = [task(name).title for name in table["task"]]
+    table["task"] = [task(name).title if name else "" for name in table["task"]]
     return table.set_index("claim")[["verdict", "statement", "task", "criterion"]]
 
 
 def tally(rows: Rows) -> str:
-    """How often each verdict was reached; that a figure could be drawn is not counted among what it shows.
+    """How often each verdict was reached; a figure that could be drawn is not counted among what it shows.
 
     >>> row = {"statement": "RED competes", "claim": "red-c01"}
     >>> tally([row | {"verdict": "reproduced"}, row | {"verdict": "inconclusive"}])
     '2 statements: 1 reproduced, 0 not reproduced, 1 inconclusive.'
-    >>> tally([row | {"verdict": "reproduced"}, {"claim": "red-fig2", "statement": "Figure 2", "verdict": "partly"}])
-    '1 statement: 1 reproduced, 0 not reproduced. Figure complete in 0 of 1 cases.'
+    >>> tally([row | {"verdict": "reproduced"}, {"claim": "red-fig2", "statement": "Figure 2", "verdict": "drawn in part"}])
+    '1 statement: 1 reproduced, 0 not reproduced. Figures: 1 drawn in part.'
     """
-    drawn = [row["verdict"] for row in rows if "-fig" in row["claim"]]
-    counts = Counter({REPRODUCED: 0, NOT_REPRODUCED: 0})
-    counts.update(row["verdict"] for row in rows if "-fig" not in row["claim"])
-    said = f"{counts.total()} statement{'s' * (counts.total() != 1)}: "
-    said += ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) + "."
-    return said + f" Figure complete in {drawn.count(REPRODUCED)} of {len(drawn)} cases." * bool(drawn)
+    found = Counter(row["verdict"] for row in rows)
+    statements = {word: found[word] for word in STATEMENTS if found[word] or word in (REPRODUCED, NOT_REPRODUCED)}
+    drawings = {word: found[word] for word in DRAWINGS if found[word]}
+    total = sum(statements.values())
+    said = f"{total} statement{'s' * (total != 1)}: {_listed(statements)}."
+    return said + f" Figures: {_listed(drawings)}." * bool(drawings)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {word}" for word, n in counts.items())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reprolib.curvature import expand
-from reprolib.curvature.model import Network
+from reprolib.curvature.network import Network
 from reprolib.curvature.tree import Tensors, inner
 from reprolib.errors import InvalidInput
 

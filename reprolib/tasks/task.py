@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Task:
     """What is trained on what. ``version`` is raised whenever the behaviour changes: records depend on it."""
 
     name: str
-    dataset: str | Callable[[], Dataset]  # a name that `load` knows, or a function that returns your own
+    dataset: str | Callable[..., Dataset]  # a name that `load` knows, or a function that returns your own; see `_data`
     network: Callable[[], nn.Module]
     kind: str  # the loss: a key of LOSSES
     standardise: bool  # pixel values minus mean over standard deviation of the training images; else just within [0, 1]
@@ -59,12 +60,13 @@ class Task:
         train_size: int | None = None,
         held_out: int = 0,
         test_size: int | None = None,
+        batch_seed: int | None = None,
         download: bool = True,
     ) -> Problem:
-        """The task at its start, a function of ``seed`` alone (initial weights, order of the batches).
+        """The task at its start, a function of the seeds alone (initial weights, order of the batches).
 
         Args:
-            seed: of the initial weights and of the batch order.
+            seed: of the initial weights, and of the batches unless they have their own.
             batch_size: samples per step; the last batch of an epoch may be smaller.
             device: where data, network and batches live.
             dtype: of images and parameters.
@@ -72,9 +74,10 @@ class Task:
             held_out: the last so many training samples (counted after ``train_size``) are kept for validation: then
                 ``evaluate`` sees them, and not the test set.
             test_size: evaluate on the first so many test samples only.
+            batch_seed: of the order of the batches and of the augmentation.
             download: fetch the data set if it is not here.
         """
-        data = self.dataset() if callable(self.dataset) else load(self.dataset, download=download)
+        data = self._data(download)
         views = len(data.train) // data.images if data.images else 1
         if views > 1 and (train_size or held_out):
             raise InvalidInput(f"{self.name} has {views} views of each image: train on all of them")
@@ -94,14 +97,16 @@ class Task:
         if held_out:
             other = (x[-held_out:], y[-held_out:])
             x, y = x[:-held_out], y[:-held_out]
-        net = networks.initialised(self.network(), torch.Generator().manual_seed(seed))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # of what `initialised` leaves as its layer draws it: embeddings
+            net = networks.initialised(self.network(), torch.Generator().manual_seed(seed))
         if self.memory:
             net = WithMemory(net, self.memory)
         batches = Batches(
             prepared(x),
             y.to(device),
             batch_size,
-            seed=seed,
+            seed=seed if batch_seed is None else batch_seed,
             augment=self.augment,
             views=views,
             repeats=self.repeats,
@@ -111,7 +116,16 @@ class Task:
             net=net.to(device, dtype),
             batches=batches,
             held_out=(prepared(other[0]), other[1].to(device)),
+            files=data.files,
+            published=data.published,
         )
+
+    def _data(self, download: bool) -> Dataset:
+        """The data set; a function that fetches or makes something is told whether it may, if it has that parameter."""
+        if not callable(self.dataset):
+            return load(self.dataset, download=download)
+        told = "download" in signature(self.dataset).parameters
+        return self.dataset(download=download) if told else self.dataset()
 
 
 @dataclass(frozen=True)
@@ -122,6 +136,8 @@ class Problem:
     net: nn.Module
     batches: Batches
     held_out: tuple[Tensor, Tensor]
+    files: Mapping[str, str]  # of the data set, see `Dataset`
+    published: bool  # the data set, see there
 
     def pair(self, x: Tensor, y: Tensor) -> Pair:
         """(closure, loss) of a batch, as the optimizers take them."""
@@ -284,6 +300,7 @@ TASKS: dict[str, Task] = {
             lambda: networks.LanguageModel(SYMBOLS, width=128, depth=4, length=LENGTH),
             "tokens",
             False,
+            version=2,  # 1: the embedding was drawn from what the run before had left of the global generator
         ),
     )
 }

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from reprolib.bench import curvature as bench
-from reprolib.bench import peers
+from reprolib.bench import harness, peers
 from reprolib.errors import RecordError, UnknownName
 from reprolib.records.record import published
 from reprolib.tasks import networks
@@ -24,7 +24,7 @@ TINY = {"tiny": lambda: networks.dense([4, 3, 10], nn.Tanh), "tiny-bn": with_bat
 
 @pytest.fixture(params=list(TINY))
 def tiny(request, monkeypatch):
-    monkeypatch.setitem(bench.NETWORKS, request.param, (TINY[request.param], 8, (1, 2, 2)))
+    monkeypatch.setitem(harness.NETWORKS, request.param, (TINY[request.param], 8, (1, 2, 2)))
     monkeypatch.setattr(bench, "TENSOR_GROUPS", ("tiny",))
     return request.param
 
@@ -44,9 +44,9 @@ def test_every_quantity_is_measured_or_says_why_not(tiny, tmp_path):
             assert row["time"] > 0
             assert row["memory"] > 0
             assert row["error"] < (0.1 if "finitediff" in row["quantity"] else 1e-4), row["quantity"]
-    costs = bench.Costs.of(rows, "cpu", rounds=1, minutes=0.5)
+    costs = bench.costs(rows, "cpu", rounds=1, minutes=0.5)
     costs.save(tmp_path / "curvature-cost.cpu")
-    back = bench.Costs.load(tmp_path / "curvature-cost.cpu")
+    back = harness.Costs.load(tmp_path / "curvature-cost.cpu")
     assert back.about == costs.about
     assert back.about["environment"]["threads"] == torch.get_num_threads()
     assert set(peers.PACKAGES.values()) <= set(back.about["environment"]["versions"])
@@ -54,7 +54,7 @@ def test_every_quantity_is_measured_or_says_why_not(tiny, tmp_path):
     assert math.isnan(back.value(tiny, "nothing"))
     assert published(tmp_path) == []  # it is not taken for the record of an experiment
     with pytest.raises(RecordError, match="make bench"):
-        bench.Costs.load(tmp_path / "nothing")
+        harness.Costs.load(tmp_path / "nothing")
 
 
 def test_what_cannot_be_measured_has_a_reason(tiny, monkeypatch):
@@ -84,9 +84,9 @@ def test_peak_memory_counts_what_lives_at_once():
         del a, b
         return torch.zeros(1000)
 
-    assert bench.peak_memory(f, "cpu") == pytest.approx(8000, rel=0.1)
+    assert harness.peak_memory(f, "cpu") == pytest.approx(8000, rel=0.1)
 
 
 def test_unknown_network():
     with pytest.raises(UnknownName, match="did you mean 'vgg11'"):
-        bench.Bench.of("vgg1", "cpu")
+        harness.Bench.of("vgg1", "cpu")

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from reprolib.bench import curvature as bench
+from reprolib.bench import harness
 from reprolib.bench import step as bench_step
 from reprolib.bench.curvature import relative_error
 from reprolib.bench.harness import Bench, Costs
@@ -31,7 +31,7 @@ PAID = 1 / WIDTH  # an inner product with the adjoint, sample by sample, in prod
 def layers(request, monkeypatch):
     """How many equal dense layers the network "tiny" has: a gradient takes 3n − 1 products of layer size."""
     net = lambda: networks.dense([WIDTH] * (request.param + 1), nn.Tanh)
-    monkeypatch.setitem(bench.NETWORKS, "tiny", (net, BATCH, (1, 1, WIDTH)))
+    monkeypatch.setitem(harness.NETWORKS, "tiny", (net, BATCH, (1, 1, WIDTH)))
     return request.param
 
 
@@ -185,7 +185,7 @@ def test_every_method_is_measured(layers, tmp_path):
 
 
 def test_all_rounds_do_the_same_work(monkeypatch):
-    monkeypatch.setitem(bench.NETWORKS, "tiny", (lambda: networks.dense([4, 3, 10], nn.Tanh), BATCH, (1, 2, 2)))
+    monkeypatch.setitem(harness.NETWORKS, "tiny", (lambda: networks.dense([4, 3, 10], nn.Tanh), BATCH, (1, 2, 2)))
     data = Bench.of("tiny", "cpu", batches=20)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkippedStep)
@@ -205,7 +205,7 @@ def test_all_rounds_do_the_same_work(monkeypatch):
 def test_parts_of_a_step_by_the_clock(layers, monkeypatch):
     """With a clock that ticks when it is asked, each part lasts one second."""
     seconds = iter(range(10**6))
-    monkeypatch.setattr(bench_step, "_clock", lambda device: float(next(seconds)))
+    monkeypatch.setattr(bench_step, "clock", lambda device: float(next(seconds)))
     b = Bench.of("tiny", "cpu", batches=2)
     pair, own = (b.closure, b.loss), b.first(BATCH)
     optimizer = bench_step.Timed(b.params)
@@ -220,7 +220,7 @@ def test_parts_of_a_step_by_the_clock(layers, monkeypatch):
 def test_memory_before_a_call_is_not_counted():
     held = []
     f = lambda: torch.zeros(1000)
-    assert bench.peak_memory(f, "cpu", lambda: held.append(torch.zeros(10**6))) == pytest.approx(4000, rel=0.1)
+    assert harness.peak_memory(f, "cpu", lambda: held.append(torch.zeros(10**6))) == pytest.approx(4000, rel=0.1)
     assert len(held) == 2
 
 

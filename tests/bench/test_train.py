@@ -6,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from reprolib.bench import curvature as bench
+from reprolib.bench import harness
 from reprolib.bench import train as bench_train
 from reprolib.bench.harness import Costs
 from reprolib.cli.bench import command
@@ -16,7 +16,7 @@ from reprolib.records.record import published
 
 def test_rates_are_per_step_of_one_run(monkeypatch):
     ticks = iter(range(0, 10_000, 6))
-    monkeypatch.setattr(bench, "_clock", lambda device: float(next(ticks)))  # every call seems to last six seconds
+    monkeypatch.setattr(harness, "clock", lambda device: float(next(ticks)))  # every call seems to last six seconds
     said: list[str] = []
     rows = bench_train.measure("digits-classifier", rounds=2, steps=2, members=3, say=said.append)
     assert [(r["method"], r["how"], r["members"]) for r in rows] == [

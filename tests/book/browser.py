@@ -93,6 +93,25 @@ OVERFLOW = """() => {
     wide.map(n => n.tagName.toLowerCase() + '.' + n.className).join(', ')];
 }"""
 
+# What loses its end: wider than a box that hides it, or moved only together with the text around it.
+CUT = """() => {
+  const ends = n => {
+    const right = n.getBoundingClientRect().right;
+    for (let p = n.parentElement; p && p !== document.documentElement; p = p.parentElement) {
+      const how = getComputedStyle(p).overflowX;
+      if (how === 'visible' || right <= p.getBoundingClientRect().right + 1) continue;
+      if (how === 'auto' || how === 'scroll') return !p.querySelector('h1, h2, h3');
+      return false;
+    }
+    return right <= document.documentElement.clientWidth + 1;
+  };
+  const low = n => /hidden|clip/.test(getComputedStyle(n).overflowY) && n.scrollHeight > n.clientHeight + 2;
+  const of = n => n.tagName.toLowerCase() + ' ' + (n.getAttribute('alt') || n.textContent).trim().slice(0, 40);
+  const shown = [...document.querySelectorAll('article :is(mjx-math, img, table, pre, svg)')].filter(n => n.getClientRects().length);
+  return [...shown.filter(n => !ends(n)).map(n => 'cut at the right: ' + of(n)),
+          ...[...document.querySelectorAll('article div.math')].filter(low).map(n => 'cut below: ' + of(n))].slice(0, 5);
+}"""
+
 # Markup that was shown instead of obeyed: rows of a Markdown table, a role of MyST.
 RAW = """() => [...document.querySelectorAll('main p, main td, main figcaption')].map(n => n.textContent)
   .filter(t => /\\|\\s*(—|-{2,})\\s*\\|/.test(t) || /\\{(glue|ref|numref|cite|eq)[:a-z]*\\}`/.test(t))
@@ -119,8 +138,8 @@ def is_complaint(message: Any) -> bool:
     return message.type == "error" and not message.text.startswith("Failed to load resource")
 
 
-def findings(browser: Any, url: str, home: str) -> list[str]:
-    """What a reader of one page would trip over, in both themes and on a phone."""
+def findings(browser: Any, url: str, home: str, *, looks: bool = True) -> list[str]:
+    """What a reader of one page would trip over; with ``looks`` in both themes and on a phone as well."""
     wrong: list[str] = []
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     page = context.new_page()
@@ -136,13 +155,15 @@ def findings(browser: Any, url: str, home: str) -> list[str]:
         wrong += page.evaluate(MATH)
         wrong += page.evaluate(IMAGES)
         wrong += page.evaluate(RAW)
-        for theme in ("light", "dark"):
-            page.emulate_media(color_scheme=theme)
-            page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'", timeout=5000)
-            wrong += [f"{theme}: {line}" for line in page.evaluate(CONTRAST)]
-        page.set_viewport_size({"width": 390, "height": 844})
-        page.evaluate(READY)
-        wrong += [f"at 390 px: {line}" for line in page.evaluate(OVERFLOW)]
+        if looks:
+            for theme in ("light", "dark"):
+                page.emulate_media(color_scheme=theme)
+                page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'", timeout=30_000)
+                wrong += [f"{theme}: {line}" for line in page.evaluate(CONTRAST)]
+            wrong += page.evaluate(CUT)
+            page.set_viewport_size({"width": 390, "height": 844})
+            page.evaluate(READY)
+            wrong += [f"at 390 px: {line}" for line in page.evaluate(OVERFLOW) + page.evaluate(CUT)]
     except Exception as error:
         wrong.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
     finally:

@@ -65,3 +65,9 @@ def test_chapter_has_a_label_and_one_title(chapter: str) -> None:
     prose = re.sub(r"^(`{3,}|:{3,}).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL)
     assert len(re.findall(r"^# \S", prose, re.MULTILINE)) == 1
     assert re.match(r"\s*\([\w.:-]+\)=\s*\n# ", text), "begin with a label, then the title"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_where_a_chapter_computes_is_not_its_choice(chapter: str) -> None:
+    for cell in code_cells(chapter):
+        assert "torch.cuda" not in cell.source, "take shown.device(), which make book DEVICE=... sets"

@@ -2,59 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from reprolib.book import html, source
+from reprolib.book import html, job, source
 from reprolib.book.__main__ import main
 from reprolib.book.cache import Stamp, chapter_key, environment_key
 from reprolib.book.execute import execute
 from reprolib.book.layout import Layout
 from reprolib.book.notebook import pair
-from reprolib.book.references import clean, compare, numbers
+from reprolib.book.references import clean, compare, numbers, printed_otherwise
 from reprolib.book.stage import stage
 from reprolib.errors import InvalidInput, NotebookFailed, UnknownName
-
-CHAPTER = """---
-jupytext:
-  formats: ipynb,md:myst
-  text_representation: {{extension: .md, format_name: myst}}
-kernelspec: {{display_name: Python 3, language: python, name: python3}}
----
-
-# A chapter
-
-```{{code-cell}} ipython3
-:tags: [parameters]
-
-scale = "smoke"
-```
-
-```{{code-cell}} ipython3
-{code}
-```
-"""
-
-
-def write(root: Path, chapter: str, code: str = "print(scale)") -> Path:
-    path = root / "notebooks" / f"{chapter}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(CHAPTER.format(code=code), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A checkout with two chapters and nothing else."""
-    (tmp_path / "reprolib").mkdir()
-    (tmp_path / "reprolib" / "code.py").write_text("x = 1\n")
-    (tmp_path / "book").mkdir()
-    (tmp_path / "constraints.txt").write_text("numpy==2.4.6\n")
-    write(tmp_path, "red/one")
-    write(tmp_path, "red/two")
-    return tmp_path
+from reprolib.experiments import shown
+from tests.book.conftest import write
 
 
 def printed(path: Path) -> str:
@@ -120,13 +87,15 @@ def test_damaged_stamp_counts_as_none(checkout: Path, text: str) -> None:
 
 
 def test_unknown_scale_and_chapter(checkout: Path) -> None:
-    with pytest.raises(UnknownName, match="unknown scale 'tiny': use one of desk, paper, smoke"):
+    with pytest.raises(UnknownName, match="unknown scale 'tiny': use one of desk, night, paper, smoke"):
         execute(checkout, scale="tiny")
     with pytest.raises(UnknownName, match=r"unknown chapter 'red/on3': use one of red/one, red/two \(did you mean"):
         execute(checkout, only="red/on3")
 
 
-@pytest.mark.parametrize("choice", [["--scale", "tiny"], ["--only", "blue/"], ["--jobs", "0"]])
+@pytest.mark.parametrize(
+    "choice", [["--scale", "tiny"], ["--only", "blue/"], ["--jobs", "0"], ["--device", "cudaa"], ["--device", "cpu:7"]]
+)
 def test_command_says_in_one_line_what_was_wrong(
     checkout: Path, choice: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,8 +195,65 @@ def test_other_ways_to_fail(checkout: Path, code: str, said: str) -> None:
 
 def test_killed_process_is_reported(checkout: Path) -> None:
     write(checkout, "red/one", "import os; os.kill(os.getppid(), 9)")
-    with pytest.raises(NotebookFailed, match=r"red/one\.md: a process was killed.*red/two\.md: not executed"):
+    with pytest.raises(NotebookFailed, match=r"red/one\.md: its process was killed"):
         execute(checkout, jobs=1)
+    assert printed(Layout(checkout).executed("red/two", "smoke")) == "smoke\n", "the other chapter has its own"
+
+
+SEEN = """import os, sys, threading
+import matplotlib.pyplot as plt, numpy as np, torch
+torch.manual_seed(0)
+print(torch.randn(3), hash("a"), torch.get_num_threads(), plt.get_backend(), os.getcwd())
+print(sys.modules["__main__"].__dict__ is globals(), "reprolib.curvature" in sys.modules, os.environ["REPROLIB_DEVICE"])
+plt.plot(np.linspace(0, 1)); plt.show()"""
+
+
+def test_forked_kernels_do_what_new_interpreters_do(checkout: Path) -> None:
+    write(checkout, "red/one", SEEN)
+    cells = []
+    for fresh in (False, True):
+        done = execute(checkout, only="red/one", force=True, fresh=fresh)
+        cells.append([c.outputs for c in nbformat.read(done["red/one"], 4).cells if c.cell_type == "code"])
+    assert cells[0] == cells[1], "pictures included"
+    assert "image/png" in cells[0][1][1].data
+    assert "True False cpu" in cells[0][1][0].text
+
+
+def test_forked_kernel_leaves_as_an_interpreter_does(checkout: Path, tmp_path: Path) -> None:
+    code = f"import atexit, pathlib\natexit.register(pathlib.Path({str(tmp_path / 'left')!r}).touch)"
+    write(checkout, "red/one", code)
+    execute(checkout, only="red/one")
+    assert (tmp_path / "left").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
+def test_chapters_are_forked_from_one_process_with_the_imports_done(checkout: Path) -> None:
+    said = """import os, sys
+print("pandas" in sys.modules, open(f"/proc/{os.getppid()}/status").read().split("PPid:")[1].split()[0])"""
+    for chapter in ("red/one", "red/two"):
+        write(checkout, chapter, said)
+    done = execute(checkout, jobs=1)
+    one, two = (printed(path) for path in done.values())
+    assert one == two
+    assert one.startswith("True")
+
+
+def test_environment_comes_back_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPROLIB_HERE", "1")
+    before = dict(os.environ)
+    with pytest.raises(ZeroDivisionError), job.environment({"ONLY": "this"}):
+        assert dict(os.environ) == {"ONLY": "this"}
+        _ = 1 / 0
+    assert dict(os.environ) == before
+
+
+def test_a_kernel_that_nobody_launches_ends_with_its_parent() -> None:
+    script = "from reprolib.book.kernel import Forked; import os; print(Forked().pid, flush=True); os._exit(0)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    with pytest.raises(ProcessLookupError):
+        while True:
+            os.kill(int(done.stdout), 0)
+            time.sleep(0.05)
 
 
 def test_time_limit(checkout: Path) -> None:
@@ -243,6 +269,42 @@ def test_chapter_without_parameters(checkout: Path) -> None:
     path.write_text(path.read_text().replace('scale = "smoke"', "scale = 3"))
     with pytest.raises(NotebookFailed, match='no code cell tagged "parameters"'):
         execute(checkout)
+
+
+# Devices -------------------------------------------------------------------------------------------------------------
+
+
+def test_device_reaches_the_experiments(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any scale; cpu:0 stands in for a GPU."""
+    for chapter in ("red/one", "red/two"):
+        write(checkout, chapter, "from reprolib.experiments import shown\nprint(shown.device())")
+    for scale in ("smoke", "desk"):
+        assert (
+            main(["execute", "--root", str(checkout), "--device", "cpu:0", "--scale", scale, "--only", "red/one"]) == 0
+        )
+        assert printed(Layout(checkout).executed("red/one", scale)) == "cpu:0\n"
+
+
+def test_show_trains_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {}
+
+    def conduct(name, scale, execute):
+        told[name] = execute.keywords["device"]
+
+    monkeypatch.setattr(shown, "conduct", conduct)
+    monkeypatch.setattr(shown.Record, "load", lambda name: None)
+    for device in (None, "cpu:0"):
+        monkeypatch.delenv("REPROLIB_DEVICE", raising=False) if device is None else monkeypatch.setenv(
+            "REPROLIB_DEVICE", device
+        )
+        shown.show(f"on {device}", "smoke")
+    assert told == {"on None": "cpu", "on cpu:0": "cpu:0"}
+
+
+def test_what_another_device_computed_is_computed_again(checkout: Path) -> None:
+    layout = Layout(checkout)
+    keys = {chapter_key(layout, "red/one", "smoke", "", device) for device in ("cpu", "cpu:0", "cuda")}
+    assert len(keys) == 3
 
 
 # Building ------------------------------------------------------------------------------------------------------------
@@ -325,6 +387,35 @@ def test_compare_finds_drift() -> None:
         "e: new, run make references",
     ]
     assert compare({"a": float("nan")}, set(), {"a": {"value": 1.0, "rtol": 1.0}})
+
+
+def notebook(*cells: tuple[str, dict[str, str]], tags: tuple[str, ...] = ()) -> nbformat.NotebookNode:
+    """One whose cells print a line and display texts of some types."""
+    v4 = nbformat.v4
+    made = v4.new_notebook()
+    for line, data in cells:
+        outputs = [v4.new_output("stream", text=line)] if line else []
+        outputs += [v4.new_output("display_data", data={kind: text}) for kind, text in data.items()]
+        made.cells.append(v4.new_code_cell("", outputs=outputs, metadata={"tags": list(tags)}))
+    return made
+
+
+def test_printed_otherwise_finds_the_cell_and_the_kind() -> None:
+    before = notebook(("holds: a\n", {}), ("", {"text/html": "<b>1</b>", "image/png": "picture"}))
+    assert printed_otherwise(before, before) == []
+    assert printed_otherwise(notebook(("holds: a\n", {}), ("", {"text/html": "<b>1</b>"})), before) == []
+    (wrong,) = printed_otherwise(notebook(("holds: b\n", {}), ("", {"text/html": "<b>1</b>"})), before)
+    assert wrong == "code cell 1, printed:\n  was ['holds: a\\n']\n  is  ['holds: b\\n']"
+    assert len(printed_otherwise(notebook(("", {}), ("", {"text/html": "<b>2</b>"})), before)) == 2
+    assert printed_otherwise(notebook(("new", {})), notebook(("old", {}), tags=("nbval-ignore-output",))) == []
+    with pytest.raises(ValueError, match="longer"):
+        printed_otherwise(notebook(("holds: a\n", {})), before)
+
+
+def test_lines_of_a_cell_are_compared_together() -> None:
+    two, one = notebook(("a\n", {})), notebook(("a\nb\n", {}))
+    two.cells[0].outputs.append(nbformat.v4.new_output("stream", text="b\n"))
+    assert printed_otherwise(two, one) == []
 
 
 def test_clean_reference_is_small_and_repeatable(checkout: Path) -> None:

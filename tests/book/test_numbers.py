@@ -1,8 +1,10 @@
-"""The reference notebooks and the numbers that the chapters quote."""
+"""What the chapters print and the numbers that they quote, against the references."""
 
 from __future__ import annotations
 
 import json
+import re
+from configparser import RawConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from reprolib.book import source
 from reprolib.book.cache import Stamp, chapter_key, environment_key
 from reprolib.book.layout import Layout
-from reprolib.book.references import HOST_TAG, compare, host_values
+from reprolib.book.references import HOST_TAG, compare, host_values, printed_otherwise
 
 LAYOUT = Layout(Path(__file__).parents[2])
 CHAPTERS = LAYOUT.listed()
@@ -45,15 +47,36 @@ def test_values_from_the_host_are_not_compared_as_text(chapter: str) -> None:
         assert HOST_TAG not in tags or "nbval-ignore-output" in tags, f"also tag it nbval-ignore-output: {cell.source}"
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_numbers_are_as_published(chapter: str) -> None:
-    executed = LAYOUT.executed(chapter, "smoke")
-    stamp = Stamp.read(executed)
+def executed(chapter: str) -> Any:
+    path = LAYOUT.executed(chapter, "smoke")
+    stamp = Stamp.read(path)
     if stamp is None or stamp.key != chapter_key(LAYOUT, chapter, "smoke", environment_key(LAYOUT)):
         pytest.skip(f"{chapter} has not been executed since its last change: run `make book`")
-    notebook = nbformat.read(executed, as_version=4)
+    return nbformat.read(path, as_version=4)
+
+
+def sanitize(text: str) -> str:
+    """As nbval does it with the same file."""
+    rules = RawConfigParser()
+    rules.read(Path(__file__).with_name("sanitize.cfg"), encoding="utf-8")
+    for rule in rules.sections():
+        text = re.sub(rules[rule]["regex"], rules[rule]["replace"], text)
+    return text
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_numbers_are_as_published(chapter: str) -> None:
+    notebook = executed(chapter)
     entries = json.loads((LAYOUT.numbers / f"{chapter}.json").read_text(encoding="utf-8"))
     wrong = compare(source.glued(notebook), host_values(notebook), entries)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_cells_print_what_they_printed(chapter: str) -> None:
+    wrong = printed_otherwise(executed(chapter), reference(chapter), sanitize)
     assert not wrong, "\n".join(wrong)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from reprolib.curvature import expand
-from reprolib.curvature.samples import nowhere
+from reprolib.curvature.tape.samples import nowhere
 from tests.curvature.test_rules import OPERATIONS, point
 
 TABLE = Path(__file__).resolve().parents[2] / "book" / "records" / "operations.csv"

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprolib.curvature import expand
-from reprolib.curvature.backends import ANSWERS, QUESTIONS
-from reprolib.curvature.model import BACKENDS
+from reprolib.curvature.backends import ANSWERS, BACKENDS, QUESTIONS
 from reprolib.errors import UnsupportedOperation, UntrackedOperation
 
 

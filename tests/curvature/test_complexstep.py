@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reprolib.curvature import complexstep, expand
-from reprolib.curvature.analytic import EXTENSIONS
+from reprolib.curvature import expand
+from reprolib.curvature.complex import backend as complexstep
+from reprolib.curvature.complex.analytic import EXTENSIONS
 from reprolib.errors import UnsupportedOperation
 
 SIGNED = torch.tensor([[-1.0, 2.0, -3.0, 0.5]], dtype=torch.float64)

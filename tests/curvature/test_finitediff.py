@@ -8,7 +8,7 @@ from cases import LOSSES, NETWORKS, case
 from reference import flat
 
 from reprolib.curvature import expand, finitediff
-from reprolib.curvature.model import Network
+from reprolib.curvature.network import Network
 from reprolib.errors import UnknownName
 
 EPS = torch.finfo(torch.float64).eps

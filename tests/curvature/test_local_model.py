@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprolib.curvature import expand
-from reprolib.curvature.model import BACKENDS
+from reprolib.curvature.backends import BACKENDS
 from reprolib.curvature.tree import inner
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}

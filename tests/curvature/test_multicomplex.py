@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprolib.curvature import expand
-from reprolib.curvature import multicomplex as mc
-from reprolib.curvature.complexstep import STEP
+from reprolib.curvature.complex import multicomplex as mc
+from reprolib.curvature.complex.backend import STEP
+from reprolib.curvature.complex.multicomplex import Multicomplex, component, order, real, variable
 from reprolib.curvature.finitediff import _quotient
-from reprolib.curvature.multicomplex import Multicomplex, component, order, real, variable
 from reprolib.errors import InvalidInput
 from tests.curvature.cases import case
 from tests.curvature.reference import flat, hessian
@@ -124,7 +124,7 @@ def quotients(h: float) -> tuple[float, float]:
     return forward, central
 
 
-@pytest.mark.claim("csdd-fig1", file="curvature/multicomplex.py", old="(z.b * w.a - z.a * w.b) / size", new="(z.b * w.a + z.a * w.b) / size")  # fmt: skip
+@pytest.mark.claim("csdd-fig1", file="curvature/complex/multicomplex.py", old="(z.b * w.a - z.a * w.b) / size", new="(z.b * w.a + z.a * w.b) / size")  # fmt: skip
 def test_figure_1():
     grid = [10.0**-k for k in range(1, 16)]
     forward, central = zip(*map(quotients, grid), strict=True)
@@ -139,13 +139,15 @@ def test_figure_1():
         assert error(mc.first(f, 10.0, h), exact(1)) <= 3e-16
 
 
-@pytest.mark.claim("csdd-c01", file="curvature/multicomplex.py", old="return Multicomplex(size * cos(z.b), size * sin(z.b))", new="return Multicomplex(size * cos(z.b), exp(z.a + z.b) - size)")  # fmt: skip
+@pytest.mark.claim("csdd-c01", file="curvature/complex/multicomplex.py", old="return Multicomplex(size * cos(z.b), size * sin(z.b))", new="return Multicomplex(size * cos(z.b), exp(z.a + z.b) - size)")  # fmt: skip
 def test_the_complex_step_is_stable_for_any_smaller_h():
     for k in range(8, 301):
         assert error(mc.first(f, 10.0, 10.0**-k), exact(1)) <= 3e-16
 
 
-@pytest.mark.claim("csdd-c02", file="curvature/complexstep.py", old="torch.float32: 1e-12", new="torch.float32: 2e-24")
+@pytest.mark.claim(
+    "csdd-c02", file="curvature/complex/backend.py", old="torch.float32: 1e-12", new="torch.float32: 2e-24"
+)
 def test_the_step_of_the_paper_underflows_in_float32():
     """Contradicted: √ε = 1.05e-8, not 2e-24 (E-cs-1). Harmless in float64; in float32 the second order is 0/0."""
     assert math.sqrt(1.11e-16) == pytest.approx(1.05e-8, rel=0.01)
@@ -168,7 +170,7 @@ def test_both_differences_suffer_alike_from_a_small_h():
     assert (logs.abs() < 1).double().mean() > 0.85
 
 
-@pytest.mark.claim("csdd-eq7", file="curvature/multicomplex.py", old="z.a * w.b + z.b * w.a)", new="(z.a + z.b) * (w.a + w.b) - z.a * w.a - z.b * w.b)")  # fmt: skip
+@pytest.mark.claim("csdd-eq7", file="curvature/complex/multicomplex.py", old="z.a * w.b + z.b * w.a)", new="(z.a + z.b) * (w.a + w.b) - z.a * w.a - z.b * w.b)")  # fmt: skip
 def test_second_order_cancels_in_idempotents_but_not_in_components():
     for h in TINY:
         assert error(mc.second(f, 10.0, h), exact(2)) <= 5e-16
@@ -202,7 +204,7 @@ def torch_loss(t: torch.Tensor) -> torch.Tensor:
     return 0.25 * (out - torch.tensor([0.3, -0.7], dtype=torch.float64)).square().sum()
 
 
-@pytest.mark.claim("csdd-eq10", file="curvature/complexstep.py", old="return tuple(z.real for z in g), tuple(z.imag / h for z in g)", new="return tuple(z.real for z in g), tuple(-z.imag / h for z in g)")  # fmt: skip
+@pytest.mark.claim("csdd-eq10", file="curvature/complex/backend.py", old="return tuple(z.real for z in g), tuple(z.imag / h for z in g)", new="return tuple(z.real for z in g), tuple(-z.imag / h for z in g)")  # fmt: skip
 @pytest.mark.parametrize("network", ["mlp", "conv", "batch-norm"])
 def test_a_hessian_product_by_the_complex_step(network):
     c = case(network)
@@ -212,7 +214,7 @@ def test_a_hessian_product_by_the_complex_step(network):
 
 
 @pytest.mark.claim(
-    "csdd-eq11", file="curvature/multicomplex.py", old="Multicomplex(h, 0.0)", new="Multicomplex(2 * h, 0.0)"
+    "csdd-eq11", file="curvature/complex/multicomplex.py", old="Multicomplex(h, 0.0)", new="Multicomplex(2 * h, 0.0)"
 )
 def test_curvature_along_a_direction_by_one_bicomplex_evaluation():
     """pᵀHp of eq. (11); redundant, since with Hp it is a dot product (E-cs-9)."""
@@ -227,7 +229,7 @@ def test_curvature_along_a_direction_by_one_bicomplex_evaluation():
     assert curvature == pytest.approx(float(p @ product), rel=1e-13)
 
 
-@pytest.mark.claim("csdd-perturb", file="curvature/multicomplex.py", old="[[entry(k, l) for l", new="[[(entry(k, l) + entry(l, k)) / 2 for l")  # fmt: skip
+@pytest.mark.claim("csdd-perturb", file="curvature/complex/multicomplex.py", old="[[entry(k, l) for l", new="[[(entry(k, l) + entry(l, k)) / 2 for l")  # fmt: skip
 def test_how_many_perturbed_evaluations_are_needed():
     calls = []
 
@@ -314,7 +316,7 @@ def three_products():
     return {"complex": by("complexstep"), "dual": dual, "reverse": by("autodiff")}, closure, params
 
 
-@pytest.mark.claim("csdd-c06", file="curvature/complexstep.py", old="        conjugate = torch.autograd.grad(y, x, torch.ones_like(y), materialize_grads=True)", new="        torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)\n        conjugate = torch.autograd.grad(y, x, torch.ones_like(y), materialize_grads=True)")  # fmt: skip
+@pytest.mark.claim("csdd-c06", file="curvature/complex/backend.py", old="        conjugate = torch.autograd.grad(y, x, torch.ones_like(y), materialize_grads=True)", new="        torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)\n        conjugate = torch.autograd.grad(y, x, torch.ones_like(y), materialize_grads=True)")  # fmt: skip
 def test_the_complex_step_takes_more_products_than_others():
     """Contradicted: 12 units against 9 and 8.5 (E-cs-12). The ordinary pass of ``expand``, one unit, is not counted."""
     products, closure, params = three_products()
@@ -343,7 +345,7 @@ def test_second_derivatives_by_automatic_differentiation_are_feasible():
         torch.testing.assert_close(flat(products[name]()), exact, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.claim("csdd-s-c1", file="curvature/tape.py", old="replay.at(r.ends[1], replay.second) + replay.paid", new="replay.paid")  # fmt: skip
+@pytest.mark.claim("csdd-s-c1", file="curvature/tape/backend.py", old="replay.at(r.ends[1], replay.second) + replay.paid", new="replay.paid")  # fmt: skip
 @pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU])
 def test_a_network_without_smooth_activations_has_curvature(activation):
     """Contradicted (E-cs-7): the loss bends. One linear layer, cross-entropy: the variance of the logits' change."""

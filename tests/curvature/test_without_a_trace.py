@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from reprolib.curvature import expand
-from reprolib.curvature.model import BACKENDS
+from reprolib.curvature.backends import BACKENDS
 from reprolib.errors import (
     InvalidInput,
     ModelConsumed,

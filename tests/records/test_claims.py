@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import datetime
+import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +16,10 @@ from reprolib.book import ledger
 from reprolib.book.layout import Layout
 from reprolib.errors import InvalidInput, RecordError, UnknownName
 from reprolib.experiments import experiments
-from reprolib.records.claims import FINDINGS, HOLDS, KINDS, OPEN, PAPERS, Claim, claims, digest, status
-from reprolib.records.verdict import NOT_TESTABLE, combined
+from reprolib.experiments.judged import judged
+from reprolib.records.claims import FINDINGS, HOLDS, KINDS, OPEN, PAPERS, Change, Claim, claims, digest, status
+from reprolib.records.scale import CONCLUSIVE
+from reprolib.records.verdict import DRAWINGS, NOT_TESTABLE, STATEMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUT = Layout(ROOT)
@@ -44,8 +49,8 @@ def marks() -> list[Mark]:
 
 
 def test_every_claim_is_there():
-    assert len(CLAIMS) == 226
-    counts = {"red": 58, "summary": 41, "adler": 30, "curveball": 49, "csdd": 43, "family": 5}
+    assert len(CLAIMS) == 236
+    counts = {"red": 68, "summary": 41, "adler": 30, "curveball": 49, "csdd": 43, "family": 5}
     assert Counter(c.paper for c in CLAIMS.values()) == Counter(id.split("-")[0] for id in CLAIMS) == counts
     order = [PAPERS.index(c.paper) for c in CLAIMS.values()]
     assert order == sorted(order)
@@ -55,6 +60,35 @@ def test_every_claim_says_what_it_is_and_what_would_settle_it():
     for c in CLAIMS.values():
         assert c.where and c.statement and c.criterion, c.id
         assert c.kind in KINDS
+
+
+FIGURES = {
+    *(f"red-fig{n}" for n in range(2, 10)),
+    *(f"summary-fig{n}" for n in range(1, 8)),
+    *("adler-fig1", "adler-fig2", "curveball-fig1", "curveball-fig5", "curveball-fig6", "curveball-figB5"),
+    *("csdd-s-fig1", "csdd-s-time", "family-2", "family-5"),
+}
+SETTINGS = {"summary-tab3", "adler-c09", "curveball-c07", "csdd-pre", "csdd-hp"}
+
+
+def test_figures_and_settings_are_told_from_statements():
+    """By hand: the criterion of each of these only asks for something to be there, so nothing that is measured fails it."""
+    assert {c.id for c in CLAIMS.values() if c.form == "figure"} == FIGURES
+    assert {c.id for c in CLAIMS.values() if c.form == "setting"} == SETTINGS
+    for c in CLAIMS.values():
+        assert not (c.form and c.headline), c.id
+        assert not (c.form and re.search("[≤≥]", c.criterion + c.desk + c.night)), f"{c.id} can fail: a statement"
+
+
+def test_the_readme_names_a_few_headline_claims():
+    assert 6 <= sum(c.headline for c in CLAIMS.values() if c.paper == "red") <= 8
+
+
+def test_tests_do_not_speak_of_what_only_a_benchmark_measures():
+    for id in ("red-thm1", "red-hvpcost"):
+        assert CLAIMS[id].kind == "test" and "memory" not in CLAIMS[id].criterion
+        assert f"{id}-memory" in CLAIMS[id].statement
+        assert CLAIMS[f"{id}-memory"].kind == "record"
 
 
 def test_the_file_is_for_reading():
@@ -141,12 +175,69 @@ def test_a_good_file_is_read(tmp_path):
         (GOOD, "red-x: nothing\n", InvalidInput, "claim red-x has no fields"),
         (GOOD, "", InvalidInput, "maps no ids"),
         (GOOD, "red-x: [", RecordError, "is no YAML"),
+        ("  kind: record\n", "  kind: record\n  form: drawing\n", UnknownName, "form of claim red-x, 'drawing'"),
+        ("  kind: record\n", "  kind: test\n  form: figure\n", InvalidInput, "a figure, which a record draws"),
+        (
+            "  kind: record\n",
+            "  kind: record\n  headline: yes please\n",
+            InvalidInput,
+            "headline of claim red-x is 'yes",
+        ),
+        ("  kind: record\n", "  kind: record\n  night: 3\n", InvalidInput, "night of claim red-x is 3: write a text"),
+        (
+            "  kind: record\n",
+            "  kind: record\n  changes: yes\n",
+            InvalidInput,
+            "changes of claim red-x are True: write a",
+        ),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, old, new, error, message):
     assert old in GOOD
     with pytest.raises(error, match=message):
         read(tmp_path, GOOD.replace(old, new))
+
+
+CHANGED = """\
+  changes:
+    - date: 2026-11-22
+      field: criterion
+      was: the time ratio is below 1
+      why: nobody is that fast
+      after: a run
+"""
+
+
+def test_a_change_is_read(tmp_path):
+    claim = read(tmp_path, GOOD + CHANGED)["red-x"]
+    (change,) = claim.changes
+    assert change == Change(
+        datetime.date(2026, 11, 22), "criterion", "the time ratio is below 1", "nobody is that fast", "a run"
+    )
+    assert (claim.changed("criterion"), claim.changed("desk")) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "message"),
+    [
+        ("2026-11-22", "yesterday", InvalidInput, "the date 'yesterday': write one like 2026-11-30"),
+        ("2026-11-22", "2026-11-22 12:00:00", InvalidInput, "write one like 2026-11-30"),
+        (
+            "field: criterion",
+            "field: dusk",
+            UnknownName,
+            "field of a change of claim red-x, 'dusk'.*did you mean 'desk'",
+        ),
+        ("after: a run", "after: lunch", UnknownName, "after of a change of claim red-x, 'lunch'"),
+        ("      why: nobody is that fast\n", "", InvalidInput, "needs date, field, was, why, after, and nothing else"),
+        ("nobody is that fast", "''", InvalidInput, "why of a change of claim red-x is ''"),
+        ("after: a run", "after: a run\n      who: me", InvalidInput, "and nothing else"),
+    ],
+)
+def test_a_bad_change_is_refused(tmp_path, old, new, error, message):
+    assert old in CHANGED
+    with pytest.raises(error, match=message):
+        read(tmp_path, GOOD + CHANGED.replace(old, new))
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
@@ -178,11 +269,7 @@ def test_status():
     rows = [{"claim": id, "verdict": v} for id, v in (("red-x", "reproduced"), ("red-y", "not reproduced"))]
     assert status(record, rows) == "reproduced"
     assert status(record, [*rows, {"claim": "red-x", "verdict": "not reproduced"}]) == "partly"
-
-
-def test_nothing_to_combine_is_no_verdict():
-    with pytest.raises(InvalidInput, match="no verdicts"):
-        combined([])
+    assert status(record, [*rows, {"claim": "red-x", "verdict": NOT_TESTABLE}]) == "reproduced where testable"
 
 
 # ---- the page
@@ -190,7 +277,11 @@ def test_nothing_to_combine_is_no_verdict():
 
 ROWS = [
     {"claim": "red-c01", "task": "mnist-classifier", "verdict": "reproduced", "scale": "desk"},
-    {"claim": "red-c01", "task": "mnist-autoencoder", "verdict": "not reproduced", "scale": "desk"},
+    {"claim": "red-c01", "task": "mnist-autoencoder", "verdict": "not reproduced", "scale": "night"},
+    {"claim": "red-c06", "task": "mnist-classifier", "verdict": "reproduced", "scale": "desk"},
+    {"claim": "red-c06", "task": "mnist-classifier", "verdict": NOT_TESTABLE, "scale": "desk"},
+    {"claim": "red-fig2", "task": "mnist-classifier", "verdict": "drawn", "scale": "desk"},
+    {"claim": "red-thm1-memory", "task": "", "verdict": "not reproduced", "scale": ""},
 ]
 
 
@@ -207,13 +298,65 @@ def test_the_page_lists_every_claim_once(page):
 
 
 def test_the_page_says_what_was_computed(page):
-    assert "partly at desk scale (MNIST classifier, MNIST autoencoder)" in page
+    both = "partly (1 reproduced, 1 not reproduced), at scale desk and night: MNIST classifier, MNIST autoencoder"
+    assert both in page
+    assert "reproduced where testable (1 of 2), at scale desk: MNIST classifier" in page
+    assert "drawn, at scale desk: MNIST classifier" in page
+    assert "not reproduced, in the benchmark\n" in page
+
+
+def test_the_counts_come_first_and_tell_statements_from_figures(page):
+    first, second, *_ = page.split(":::{list-table}")[1:]
+    assert page.index("ledger-counts") < page.index("What the words mean") < page.index("# RED")
+    header, *lines = (line.split("\n:::")[0].split("\n  - ") for line in first.split("\n* - ")[1:])
+    assert [cell.replace("\u00ad", "") for cell in header] == ["", *ledger.NAMES.values(), "sum"]
     tested = Counter(c.finding for c in CLAIMS.values() if c.kind == "test" and c.evidence)
+    drawings = sum(bool(c.form) for c in CLAIMS.values())
     reasons = sum(c.kind == "reason" and bool(c.evidence) for c in CLAIMS.values())
-    numbers = [tested[""], *(tested[name] for name in FINDINGS), 1, reasons]
-    header, *_, last = page.split(":::{list-table}")[1].split("\n* - ")[1:]
-    assert header.split("\n  - ") == ["", "claims", HOLDS, *FINDINGS.values(), "partly", NOT_TESTABLE, OPEN]
-    assert last.split("\n:::")[0].split("\n  - ") == ["together", *map(str, [226, *numbers, 226 - sum(numbers)])]
+    said = {HOLDS: tested[""], **{FINDINGS[name]: tested[name] for name in FINDINGS}}
+    said |= {"reproduced where testable": 1, "partly": 1, "not reproduced": 1, NOT_TESTABLE: reasons}
+    statements = len(CLAIMS) - drawings
+    wanted = [
+        ("**statements**", f"**{statements}**"),
+        *((word, str(n)) for word, n in said.items()),
+        (OPEN, str(statements - sum(said.values()))),
+        ("**figures and settings**", f"**{drawings}**"),
+        ("drawn", "1"),
+        (OPEN, str(drawings - 1)),
+    ]
+    assert [(line[0], line[-1]) for line in lines] == wanted
+    for line in lines:
+        numbers = [int(cell.strip("*").replace("–", "0")) for cell in line[1:]]
+        assert numbers[-1] == sum(numbers[:-1])
+    assert "ledger" in second
+
+
+def test_each_paper_is_folded_by_how_its_claims_stand(page):
+    red = page.split("## RED")[1].split("## NewtonSummary")[0]
+    titles = re.findall(r"^::::\{dropdown\} (.*): (\d+) (statements?|figures and settings)$", red, re.MULTILINE)
+    assert [word for word, *_ in titles] == [
+        *(HOLDS, FINDINGS["corrected"], "reproduced where testable", "partly", "not reproduced", NOT_TESTABLE, OPEN),
+        *("drawn", OPEN),
+    ]
+    assert sum(int(n) for _, n, _ in titles) == sum(c.paper == "red" for c in CLAIMS.values())
+    assert {n for _, n, noun in titles if noun == "statement"} == {"1"}
+    drawn = red.split("} drawn: 1")[1].split("::::")[0]
+    assert "{#red-fig2}" in drawn and "{#red-c" not in drawn
+
+
+def test_the_page_shows_what_changed_in_a_criterion(monkeypatch):
+    change = Change(datetime.date(2026, 12, 24), "night", "less", "it was too easy", "seeing the paper-scale runs")
+    c = replace(CLAIMS["red-c05"], night="more *and* more", changes=(change,))
+    cell = ledger.criteria(c, ledger.Links(LAYOUT, set()))
+    assert cell[-2:] == [
+        r"*At scale night:* more \*and\* more",
+        "*Criterion at scale night changed on 2026-12-24, after seeing the paper-scale runs.* Before: less. "
+        "Reason: it was too easy.",
+    ]
+
+
+def test_every_change_is_on_the_page(page):
+    assert page.count(" changed on 20") == sum(len(c.changes) for c in CLAIMS.values())
 
 
 def test_the_page_says_what_tests_found(page):
@@ -227,7 +370,16 @@ def test_the_page_must_ask_for_every_paper():
         ledger.filled("<!-- ledger: red -->\n", LAYOUT)
 
 
+def test_the_page_explains_every_word():
+    text = (ROOT / "book" / "claims.md").read_text(encoding="utf-8")
+    for word in dict.fromkeys(word for standings in ledger.STANDINGS.values() for word in standings):
+        assert f"**{word}**" in text, word
+
+
 def test_records_judge_claims_that_expect_them():
-    for row in ledger.judged():
+    rows = judged()
+    assert {row["scale"] for row in rows} <= {*CONCLUSIVE, ""}
+    for row in rows:
         c = CLAIMS[row["claim"]]
         assert c.kind == "record" and c.evidence, f"{c.id} is judged by a record: name it in book/claims.yaml"
+        assert row["verdict"] in (DRAWINGS if c.form else STATEMENTS), f"{c.id}: {row['verdict']}"

@@ -1,4 +1,4 @@
-"""What captions say of records."""
+"""What captions say of records, and tables and tallies of verdicts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from reprolib.lab import Run, execute
 from reprolib.records import Record
 from reprolib.records.record import TRIAL
-from reprolib.show.report import conditions
+from reprolib.show.report import conditions, tally, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +41,38 @@ def test_conditions_that_differ_are_all_named(records):
     some, other, device = records
     devices = " and ".join(sorted([device, "a GPU"]))
     assert conditions(some, other) == f"Scale smoke and desk, device {devices}, 1 or 2 seeds."
+
+
+# ---- verdicts
+
+ROWS = [
+    {"claim": claim, "statement": "it is so", "task": task, "criterion": "below 2", "verdict": verdict}
+    for claim, task, verdict in (
+        ("red-c02", "mnist-classifier", "reproduced"),
+        ("red-c01", "mnist-classifier", "not testable here"),
+        ("red-c01", "mnist-autoencoder", "reproduced"),
+        ("red-thm1-memory", "", "partly"),
+        ("red-fig2", "mnist-classifier", "drawn"),
+        ("red-fig2", "mnist-autoencoder", "drawn in part"),
+        ("red-fig3", "mnist-classifier", "drawn"),
+    )
+]
+
+
+def test_a_tally_counts_statements_and_names_drawings_apart():
+    said = "4 statements: 2 reproduced, 1 partly, 0 not reproduced, 1 not testable here. Figures: 2 drawn, 1 drawn in part."
+    assert tally(ROWS) == tally(ROWS[::-1]) == said
+    assert tally(ROWS[:1]) == "1 statement: 1 reproduced, 0 not reproduced."
+    assert tally(ROWS[-1:]) == "0 statements: 0 reproduced, 0 not reproduced. Figures: 1 drawn."
+
+
+def test_what_is_drawn_is_told_by_its_word_and_not_by_its_name():
+    assert tally([ROWS[0] | {"claim": "curveball-fig2a"}]) == "1 statement: 1 reproduced, 0 not reproduced."
+
+
+def test_the_table_of_verdicts_has_the_verdict_in_front():
+    table = verdicts(ROWS)
+    assert list(table.columns) == ["verdict", "statement", "task", "criterion"]
+    assert list(table.index) == sorted(row["claim"] for row in ROWS)
+    assert table.loc["red-c01", "task"].tolist() == ["MNIST classifier", "MNIST autoencoder"]
+    assert table.loc["red-thm1-memory", "task"] == ""  # a benchmark has no task

@@ -6,11 +6,13 @@ import functools
 import gzip
 import hashlib
 import io
+import re
 import struct
 import subprocess
 import sys
 import tarfile
 import threading
+import types
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -484,10 +486,34 @@ def test_without_pooch_there_is_an_instruction(online, monkeypatch):
 
 
 def test_without_scikit_learn_there_is_an_instruction(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     dataset._scikit_digits.cache_clear()
     with pytest.raises(DataError, match="pip install scikit-learn"):
         load("digits")
+
+
+@pytest.mark.parametrize(
+    "content", [None, gzip.compress(b"1,2,x\n"), gzip.compress(b"1,2\n"), gzip.compress(b"1,2\n" * 1000)[:-20]]
+)
+def test_a_damaged_copy_of_the_digits_is_named(tmp_path, monkeypatch, content):
+    path = tmp_path / "datasets" / "data" / "digits.csv.gz"
+    if content is not None:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    found = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(dataset, "find_spec", lambda name: found)
+    dataset._scikit_digits.cache_clear()
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        load("digits")
+
+
+def test_the_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    dataset._scikit_digits.cache_clear()
+    published, (x, y, _) = load_digits(), dataset._scikit_digits(1)
+    assert np.array_equal(x[:, 0], published.images)
+    assert np.array_equal(y, published.target)
 
 
 def test_the_data_modules_import_without_the_data_extra(tmp_path):

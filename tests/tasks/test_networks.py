@@ -11,6 +11,8 @@ from torch import nn
 from reprolib.lab import Run
 from reprolib.tasks import TASKS, networks, task
 
+SMALL = [name for name in TASKS if name.startswith(("digits", "prose"))]  # on data that is here
+
 
 def sizes(net: nn.Module) -> list[tuple[int, int]]:
     return [(m.in_features, m.out_features) for m in net.modules() if isinstance(m, nn.Linear)]
@@ -44,6 +46,17 @@ def test_initialisation_is_glorot_uniform_and_depends_on_the_seed_alone():
             assert m.weight.abs().max() <= bound
             assert m.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
             assert not m.bias.any()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_first_weights_of_a_task_depend_on_the_seed_alone(name):
+    def weights(seed: int, before: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(before)  # what ran before
+        return dict(task(name).build(seed, batch_size=16).net.named_parameters())
+
+    a, b, c = weights(0, before=1), weights(0, before=2), weights(1, before=1)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
 
 
 def test_standardised_inputs():
@@ -89,7 +102,7 @@ def test_resnet18_is_the_published_one():
     assert shapes == [(64, 32, 32), (128, 16, 16), (512, 4, 4)]
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name.startswith(("digits", "prose"))])
+@pytest.mark.parametrize("name", SMALL)
 def test_every_small_task_gives_one_loss_per_sample_that_is_its_mean(name):
     p = task(name).build(0, batch_size=16)
     x, y = next(iter(p.batches.epoch(0)))

@@ -3,44 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from reprolib.experiments.red.protocol import COLUMNS, RED_METHODS, Column, Figures, seeds
+from reprolib.experiments.red.protocol import ENDS, RED_METHODS, Figures, column_of, seeds
 from reprolib.lab.methods import RAN, method
-from reprolib.lab.plan import Plan, together
+from reprolib.lab.plan import Plan
 from reprolib.lab.train import History
 from reprolib.records.record import REPORTED, Record
 from reprolib.show.slices import loss_along
 from reprolib.tasks import task
 
-NAME = "red/annealing"
-CHAPTER = "red/annealing"  # that shows it
-CYCLES = {"smoke": (2, 5, 1), "desk": (2, 5, 1), "paper": (5, 13, 2)}  # epochs at ℓ = 1, ½, 2
+CYCLES = {"smoke": (1, 3, 1), "desk": (2, 5, 1), "night": (5, 13, 2), "paper": (5, 13, 2)}  # epochs at ℓ = 1, ½, 2
+LENGTHS = {"night": 58}  # epochs, where they are not the column's: two cycles and all but the last phase of a third
+CONTROLLED = (
+    "smoke",
+    "night",
+)  # scales at which the last phase is at ℓ = ½, and a control tells what another order makes
+OTHER_ORDER = 100  # its batches are those of the seed plus this
 BARRIER = 0.1  # of the larger of the losses at the two ends
+RAN_END, CONTROL_END = "RAn", "RED, other batches"  # where a segment leads
 POINTS = 21  # on a segment
 SAMPLES = 1000  # whose loss is computed there
 
 
-def plan(scale: str) -> Plan:
+def annealing(scale: str, name: str) -> Plan:
     """RED and RAn from the same weights, with the same batches; then the loss on the segments between their ends.
 
-    A campaign does not carry weights from machine to machine, so its record has no segments.
+    The control is RED again, from the same weights with batches in another order: two runs that differ in nothing else may
+    end in different basins, too. Where weights are not kept there are no segments.
     """
-    columns = [COLUMNS[scale][name] for name in ("cifar10", "cifar100")]
-    found = yield from together([_both(column, CYCLES[scale], seeds(scale)) for column in columns])
-    histories = {REPORTED: [h for pair in found for part in pair for h in part]}
-    segments = [segment(a, b) for red, ran in found for a, b in zip(red, ran, strict=True) if a.end and b.end]
-    return histories, {"cycle": list(CYCLES[scale]), "segments": segments}
-
-
-def _both(column: Column, cycle: tuple[int, int, int], seeds: Sequence[int]) -> Plan:
-    red = [run for name in RED_METHODS for run in column.runs(name, seeds)]
-    options = {"schedule": "ran", "cycle": cycle}
-    ran = [run for name in RED_METHODS for run in column.runs(name, seeds, options)]
-    histories = yield [*red, *ran]
-    return histories[: len(red)], histories[len(red) :]
+    column = column_of(scale, name)
+    column = replace(column, epochs=LENGTHS.get(scale, column.epochs), fields_of=ENDS)
+    annealed = {"schedule": "ran", "cycle": CYCLES[scale]}
+    red, ran = ([run for m in RED_METHODS for run in column.runs(m, seeds(scale), o)] for o in ({}, annealed))
+    control = [replace(run, batch_seed=run.seed + OTHER_ORDER) for run in red] if scale in CONTROLLED else []
+    histories = yield [*red, *ran, *control]
+    ends, segments = histories[: len(red)], []
+    for kind, others in ((RAN_END, histories[len(red) : 2 * len(red)]), (CONTROL_END, histories[2 * len(red) :])):
+        segments += [segment(a, b) | {"to": kind} for a, b in zip(ends, others, strict=False) if a.end and b.end]
+    return {REPORTED: histories}, {"segments": segments}
 
 
 def segment(a: History, b: History) -> dict[str, Any]:
@@ -94,54 +98,113 @@ def changes(losses: Sequence[float], cycle: Sequence[int]) -> list[tuple[float, 
     ]
 
 
+def held(losses: Sequence[float], cycle: Sequence[int]) -> list[float]:
+    """Change over each phase at ℓ = 1 that follows one at ℓ = 2, against the epoch before that: where no peak was yet.
+
+    >>> held([9.0, 4.0, 6.0, 5.0, 3.0], (1, 1, 1))
+    [1.0]
+    """
+    parts = phases(cycle, len(losses))
+    return [
+        losses[last - 1] - losses[parts[i - 1][0] - 2]
+        for i, (_, last, ell) in enumerate(parts)
+        if i and ell == 1  # its predecessor is at ℓ = 2
+    ]
+
+
+def cycle_of(record: Record) -> Sequence[int]:
+    """Epochs of RAn's phases in a record."""
+    return next(r["specification"]["options"]["cycle"] for r in record.runs.values() if _anneals(r))
+
+
+def _anneals(run: dict[str, Any]) -> bool:
+    return "schedule" in run["specification"]["options"]
+
+
 def split(record: Record) -> tuple[Record, Record]:
-    """The runs of RED, and those of RAn, as records of their own."""
+    """The runs of RED, and those of RAn, as records of their own; the control is in neither."""
 
     def part(annealed: bool) -> Record:
-        chosen = {k: r for k, r in record.runs.items() if ("schedule" in r["specification"]["options"]) == annealed}
+        chosen = {
+            k: r for k, r in record.runs.items() if _anneals(r) == annealed and "batch_seed" not in r["specification"]
+        }
         rows = record.rows[record.rows["key"].isin(list(chosen))]
         return Record(record.name, record.scale, rows, chosen, record.notes, record.judged_by)
 
     return part(False), part(True)
 
 
-def verdicts(record: Record) -> list[dict[str, str]]:
-    """Claims red-c07 to red-c09, each seed by itself."""
-    _, annealed = split(record)
-    seen, cycle, rows = Figures(annealed), record.notes["cycle"], Figures(record).drawn("fig3")
-    for name in seen.tasks:
+def settled(record: Record) -> bool:
+    """Whether the last phase of RAn is one at ℓ = ½, so that nothing has just raised its end."""
+    epochs = {r["specification"]["epochs"] for r in record.runs.values() if _anneals(r)}
+    return all(phases(cycle_of(record), n)[-1][2] == 0.5 for n in epochs)
+
+
+def judged(record: Record, left_open: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Claims red-c07 to red-c09, each seed by itself; of the methods that are ``left_open`` the paper says nothing certain."""
+    plain, annealed = (Figures(part) for part in split(record))
+    rows, cycle = Figures(record).drawn("fig3"), cycle_of(record)
+    barriers = {
+        (s["task"], s["method"], s["seed"], s.get("to", RAN_END)): s["barrier"] for s in record.notes["segments"]
+    }
+    for name in annealed.tasks:
         for red in RED_METHODS:
             label = method(red).label
-            of_seed = [changes(seen.run(name, red, s)["epoch_loss"].dropna().tolist(), cycle) for s in seen.seeds]
-            rises = [[c > 0 for ell, c in seed if ell == 2] for seed in of_seed]
-            falls = [[c for ell, c in seed if ell == 0.5] for seed in of_seed]
-            holds = [[c for ell, c in seed if ell == 1] for seed in of_seed]
+            runs = {s: annealed.run(name, red, s) for s in annealed.seeds}
+            losses = {s: rows["epoch_loss"].dropna().tolist() for s, rows in runs.items()}
+
+            def told(holds: bool | None, seed: int, name: str = name, red: str = red, runs: Any = runs) -> bool | None:
+                return plain.told(holds, [plain.run(name, red, seed)]) if annealed.begun(runs[seed]) else None
+
             rows += [
-                seen.by_seed(
+                annealed.by_seed(
                     "red-c07",
                     f"with {label} hyperexploration raises the training loss",
                     name,
                     "it rises in at least 90 % of the phases with ℓ = 2, and falls in the mean of those with ℓ = ½",
-                    [sum(r) >= 0.9 * len(r) and sum(f) < 0 for r, f in zip(rises, falls, strict=True)],
+                    [told(raised(x, cycle) and lowered(x, cycle), s) for s, x in losses.items()],
                 ),
-                seen.by_seed(
+                annealed.by_seed(
                     "red-c08",
                     f"with {label} ℓ = 1 does not raise the training loss",
                     name,
-                    "its mean change over the phases with ℓ = 1 is at most 0",
-                    [sum(h) <= 0 for h in holds],
+                    "over the phases with ℓ = 1 it does not rise in the mean, against the level before the ℓ = 2 that precedes",
+                    [told(not_raised(x, cycle), s) for s, x in losses.items()],
                 ),
             ]
-            barriers = [s["barrier"] for s in record.notes["segments"] if (s["task"], s["method"]) == (name, red)]
-            left_open = (name, red) == (seen.tasks[0], "red-rmsprop")  # "except maybe", the paper says of this one
-            if barriers:
+
+            def elsewhere(seed: int, name: str = name, red: str = red) -> bool | None:
+                ran, control = (barriers.get((name, red, seed, to)) for to in (RAN_END, CONTROL_END))
+                if ran is None or control is None or red in left_open or not settled(record):
+                    return None
+                return ran > max(BARRIER, control)
+
+            if (name, red, annealed.seeds[0], RAN_END) in barriers:
                 rows.append(
-                    seen.by_seed(
+                    annealed.by_seed(
                         "red-c09",
                         f"{label} with and without annealing end in different basins",
                         name,
-                        f"on the segment between the ends the training loss rises more than {100 * BARRIER:g} % above both",
-                        [None if left_open else b > BARRIER for b in barriers],
+                        f"on the segment between the ends, RAn's after ℓ = ½, the training loss rises more than "
+                        f"{100 * BARRIER:g} % above both, and more than on that to RED's end with other batches",
+                        [told(elsewhere(s), s) for s in annealed.seeds],
                     )
                 )
     return rows
+
+
+def raised(losses: Sequence[float], cycle: Sequence[int]) -> bool | None:
+    """Whether the loss rises in at least nine of ten phases with ℓ = 2; ``None`` if there is none."""
+    rises = [c > 0 for ell, c in changes(losses, cycle) if ell == 2]
+    return sum(rises) >= 0.9 * len(rises) if rises else None
+
+
+def lowered(losses: Sequence[float], cycle: Sequence[int]) -> bool:
+    """Whether it falls over the phases with ℓ = ½, in the mean."""
+    return sum(c for ell, c in changes(losses, cycle) if ell == 0.5) < 0
+
+
+def not_raised(losses: Sequence[float], cycle: Sequence[int]) -> bool | None:
+    """Whether it does not rise over the phases with ℓ = 1, in the mean; ``None`` if none follows one with ℓ = 2."""
+    later = held(losses, cycle)
+    return sum(later) <= 0 if later else None

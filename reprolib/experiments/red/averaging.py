@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from reprolib.experiments.red.protocol import COLUMNS, Figures, seeds
+from reprolib.experiments.red.protocol import Figures, column_of, seeds
 from reprolib.lab.plan import Plan
 from reprolib.records.record import REPORTED, Record
 from reprolib.records.verdict import unless_idle
@@ -24,7 +24,7 @@ TARGET = 0.9  # of the lowest of the four final test accuracies
 
 def plan(scale: str) -> Plan:
     """Every β3 on all seeds."""
-    column = COLUMNS[scale]["cifar10"]
+    column = column_of(scale, "cifar10")
     options = [{} if beta == DEFAULT_BETA else {"beta3": beta} for beta in BETAS]  # the default one is Figure 2's run
     histories = yield [run for o in options for run in column.runs(METHOD, seeds(scale), o)]
     return {REPORTED: histories}, {}
@@ -48,6 +48,7 @@ def summary(record: Record) -> pd.DataFrame:
         reached = at_ends.loc[at_ends["test_accuracy"] >= target, "epoch"]
         found: dict[str, Any] = {
             "loss": at_ends["epoch_loss"].iloc[-1],
+            "lowest": at_ends["epoch_loss"].min(),
             "spike": at_ends["epoch_loss"].pct_change().max(),
             "reached": reached.iloc[0] if len(reached) else float("inf"),
             "step": rows["step"].iloc[-1],
@@ -58,13 +59,17 @@ def summary(record: Record) -> pd.DataFrame:
 
 
 def verdicts(record: Record) -> list[dict[str, str]]:
-    """Claims red-c15 and red-c16."""
-    seen, of = Figures(record), summary(record)
+    """Claims red-c15 and red-c16, where at least one of the four has learned."""
+    seen, table, of = Figures(record), with_beta(record), summary(record)
     (task,) = seen.tasks
     first, *averaged = BETAS
 
     def column(name: str, seed: int) -> pd.Series:
         return of[name].xs(seed, level="seed")
+
+    def told(holds: bool | None, seed: int) -> bool | None:
+        best = column("lowest", seed).idxmin()
+        return seen.told(holds, [table[(table["beta3"] == best) & (table["seed"] == seed)]])
 
     return [
         *seen.drawn("fig5"),
@@ -73,28 +78,28 @@ def verdicts(record: Record) -> list[dict[str, str]]:
             "without averaging training is unstable",
             task,
             "of the four, β3 = 0 has the largest relative rise of the mean loss from an epoch to the next",
-            [column("spike", s).idxmax() == first for s in seen.seeds],
+            [told(column("spike", s).idxmax() == first, s) for s in seen.seeds],
         ),
         seen.by_seed(
             "red-c15",
             "without averaging the test accuracy rises fastest",
             task,
             f"β3 = 0 is the first (or among them) at {TARGET:g} of the lowest final accuracy",
-            [column("reached", s)[first] == column("reached", s).min() < float("inf") for s in seen.seeds],
+            [told(column("reached", s)[first] == column("reached", s).min() < float("inf"), s) for s in seen.seeds],
         ),
         seen.by_seed(
             "red-c16",
             "β3 between 0.5 and 0.99 makes little difference",
             task,
             f"the mean losses of the last epoch lie within a factor {SIMILAR:g}, and guessing further from the best",
-            [similar(column("loss", s)[averaged]) for s in seen.seeds],
+            [told(similar(column("loss", s)[averaged]), s) for s in seen.seeds],
         ),
         seen.by_seed(
             "red-c16",
             "a larger β3 takes smaller steps",
             task,
             "the smoothed step at the end decreases from each β3 to the next, 0.5 to 0.99",
-            [column("step", s)[averaged].is_monotonic_decreasing for s in seen.seeds],
+            [told(column("step", s)[averaged].is_monotonic_decreasing, s) for s in seen.seeds],
         ),
     ]
 

@@ -9,99 +9,81 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from reprolib.experiments.column import Column as Base
+from reprolib.experiments.column import Column
 from reprolib.experiments.red.protocol import SEEDS, STEPS
 from reprolib.lab.plan import Plan, together
-from reprolib.records.record import DEFAULT, REPORTED, TRIAL, Record
+from reprolib.records.record import DEFAULT, REPORTED, TRIAL
 
-NAME = "red/beyond"
-CHAPTER = "red/beyond"  # that shows it
 EVERY = (2, 5, 10)
 DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"lr": 1e-3}, "adamw": {}}  # PyTorch's own
-TUNED_FRACTION = 0.25  # of the epochs
-
-
-@dataclass(frozen=True)
-class Column(Base):
-    """One task at one scale."""
-
-    batch_norm: bool = False
-
-    @property
-    def variants(self) -> list[tuple[str, dict[str, Any]]]:
-        """RED: both preconditioners, the curvature every so often, and with batch-norm the other definition."""
-        amortised: list[tuple[str, dict[str, Any]]] = [("red-rmsprop", {"every": k}) for k in EVERY]
-        by_index = [(name, {"batch_norm": "by-index"}) for name in ("red-sgd", "red-rmsprop") if self.batch_norm]
-        return [("red-sgd", {}), ("red-rmsprop", {}), *amortised, *by_index]
+BATCH_NORM = ("resnet18",)  # who has it
 
 
 @dataclass(frozen=True)
 class Size:
-    """A scale: the tasks, the grid of the baselines' learning rate."""
+    """A scale: the networks."""
 
-    columns: tuple[Column, ...]
-    grid: tuple[float, ...]
+    columns: dict[str, Column]
     seeds: tuple[int, ...] = SEEDS
 
 
-_SMOKE: dict[str, Any] = {"held_out": 32, "train_size": 128}
-_DESK: dict[str, Any] = {"held_out": 160, "train_size": 1280, "test_size": 1000}
+_TUNED: dict[str, Any] = {"tuned_fraction": 0.25}
+_SMOKE = _TUNED | {"held_out": 32, "train_size": 128, "steps": (0.001, 0.01, 0.1)}
+_DESK = _TUNED | {"steps": STEPS[2:-1:2]}  # powers of ten, 10⁻⁴ to 10
+_SOME = _DESK | {"held_out": 160, "train_size": 1280, "test_size": 1000}
+_PAPER = _TUNED | {"steps": STEPS[2:-1]}
 SIZES = {
     "smoke": Size(
-        (
-            Column("digits-resnet", 2, 32, batch_norm=True, **_SMOKE),
-            Column("digits-vit", 2, 32, **_SMOKE),
-            Column("prose-small-gpt", 2, 32, **_SMOKE),
-        ),
-        (0.001, 0.01, 0.1),
+        {
+            "resnet18": Column("digits-resnet", 2, 32, **_SMOKE),
+            "vit": Column("digits-vit", 2, 32, **_SMOKE),
+            "gpt": Column("prose-small-gpt", 2, 32, **_SMOKE),
+        },
         seeds=(0,),
     ),
     "desk": Size(
-        (
-            Column("cifar10-resnet18", 3, 32, batch_norm=True, **_DESK),
-            Column("cifar10-vit", 3, 32, **_DESK),
-            Column("prose-gpt", 2, 16, held_out=160, train_size=960, test_size=100),
-        ),
-        STEPS[2:-1:2],  # powers of ten, 10⁻⁴ to 10
+        {
+            "resnet18": Column("cifar10-resnet18", 3, 32, **_SOME),
+            "vit": Column("cifar10-vit", 3, 32, **_SOME),
+            "gpt": Column("prose-gpt", 2, 16, held_out=160, train_size=960, test_size=100, **_DESK),
+        },
         seeds=SEEDS[:2],
     ),
     "paper": Size(  # nobody's protocol: all images, until the curves are flat
-        (
-            Column("cifar10-resnet18", 60, 128, held_out=5000, batch_norm=True),
-            Column("cifar10-vit", 100, 128, held_out=5000),
-            Column("prose-gpt", 20, 32, held_out=320),
-        ),
-        STEPS[2:-1],
+        {
+            "resnet18": Column("cifar10-resnet18", 60, 128, held_out=5000, **_PAPER),
+            "vit": Column("cifar10-vit", 100, 128, held_out=5000, **_PAPER),
+            "gpt": Column("prose-gpt", 20, 32, held_out=320, **_PAPER),
+        },
     ),
 }
 
 
-def plan(scale: str) -> Plan:
+def beyond(scale: str, name: str) -> Plan:
     """Tune SGD and AdamW while everything else runs."""
     size = SIZES[scale]
-    pairs = [(column, name) for column in size.columns for name in DEFAULTS]
-    *untuned, tuned = yield from together(
-        [_untuned(column, size) for column in size.columns] + [together([_tuned(c, name, size) for c, name in pairs])]
+    column, seeds = size.columns[name], size.seeds
+    red = [run for method, options in variants(name) for run in column.runs(method, seeds, options)]
+    (own, default), *tuned = yield from together(
+        [column.beside_defaults(red, DEFAULTS, seeds), *(column.tuned(method, seeds) for method in DEFAULTS)]
     )
     histories = {
-        REPORTED: [h for red, _ in untuned for h in red] + [h for t in tuned for h in t["histories"]],
-        DEFAULT: [h for _, default in untuned for h in default],
+        REPORTED: own + [h for t in tuned for h in t["histories"]],
+        DEFAULT: default,
         TRIAL: [h for t in tuned for h in t["trials"]],
     }
     notes = [
-        {"task": column.task, "method": name, "options": t["options"], "grid": t["grid"]}
-        for (column, name), t in zip(pairs, tuned, strict=True)
+        {"task": column.task, "method": method, "options": t["options"], "grid": t["grid"]}
+        for method, t in zip(DEFAULTS, tuned, strict=True)
     ]
     return histories, {"tuning": notes}
 
 
-def _untuned(column: Column, size: Size) -> Plan:
-    red = [run for name, options in column.variants for run in column.runs(name, size.seeds, options)]
-    return (yield from column.beside_defaults(red, DEFAULTS, size.seeds))
-
-
-def _tuned(column: Column, name: str, size: Size) -> Plan:
-    return column.at_best_rate(name, size.grid, max(1, round(TUNED_FRACTION * column.epochs)), size.seeds)
+def variants(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """RED: both preconditioners, the curvature every so often, and with batch-norm the other definition."""
+    amortised: list[tuple[str, dict[str, Any]]] = [("red-rmsprop", {"every": k}) for k in EVERY]
+    by_index = [(method, {"batch_norm": "by-index"}) for method in ("red-sgd", "red-rmsprop") if name in BATCH_NORM]
+    return [("red-sgd", {}), ("red-rmsprop", {}), *amortised, *by_index]
 
 
 def variant(specification: dict[str, Any]) -> str:
@@ -110,8 +92,3 @@ def variant(specification: dict[str, Any]) -> str:
     if "every" in options:
         return f"every {options['every']}"
     return options.get("batch_norm", "")
-
-
-def verdicts(record: Record) -> list[dict[str, str]]:
-    """None: no paper claims anything of these networks. What they show is computed in the chapter."""
-    return []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,8 @@ class Dataset:
         classes: number of classes.
         scale: what a raw value is divided by to lie in [0, 1]: 255 for images, 16 for digits, 1 for LIBSVM sets.
         images: where the training part holds several views of each image, how many images there are; else 0.
+        files: checksums of what it was read from, by name.
+        published: whether everybody has the same; features are what somebody's machine made of them.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Dataset:
     classes: int
     scale: float
     images: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
+    published: bool = True
 
 
 def load(name: str, *, folder: str | os.PathLike | None = None, download: bool = True) -> Dataset:
@@ -82,7 +88,9 @@ def load(name: str, *, folder: str | os.PathLike | None = None, download: bool =
 
         fetch(name, folder=place)
     train, test = (_split(which, files, part, place) for part, files in enumerate((which.train, which.test)))
-    return Dataset(name, train, test, which.classes, which.scale)
+    kind = "sha256 of the values" if which.kind == "libsvm" else "md5"  # as the catalogue has them, and just compared
+    files = {file.name: f"{kind} {file.digest}" for file in which.files}
+    return Dataset(name, train, test, which.classes, which.scale, files=files)
 
 
 def _split(which: Entry, files: tuple[File, ...], part: int, folder: Path) -> Split:
@@ -114,22 +122,27 @@ def _digits(which: Entry) -> Dataset:
     if tuple(x.shape) != expected:
         raise DataError(f"scikit-learn's digits have shape {tuple(x.shape)} instead of {expected}")
     train, test = Split(x[~is_test], y[~is_test]), Split(x[is_test], y[is_test])
-    return Dataset(which.name, train, test, which.classes, which.scale)
+    digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+    files = {"digits of scikit-learn": f"sha256 of the values {digest}"}
+    return Dataset(which.name, train, test, which.classes, which.scale, files=files)
 
 
 @functools.cache
 def _scikit_digits(tests: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (n, 1, 8, 8), labels (n,), and which are test samples (n,): read once, it takes longer than many a run.
+    """Images (n, 1, 8, 8), labels (n,), and which are test samples (n,).
 
-    Sample i is a test sample if SHA-256("reprolib digits i") is among the ``tests`` smallest: a hash and not a random
+    Read from scikit-learn's file, not by scikit-learn: its import takes longer than many a run. Sample i is a test sample if SHA-256("reprolib digits i") is among the ``tests`` smallest: a hash and not a random
     generator, whose stream may change between versions.
     """
+    sklearn = find_spec("sklearn")
+    if sklearn is None:
+        raise DataError("digits comes with scikit-learn, which is not installed: pip install scikit-learn")
+    path = Path((sklearn.submodule_search_locations or [""])[0], "datasets", "data", "digits.csv.gz")
     try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise DataError("digits comes with scikit-learn, which is not installed: pip install scikit-learn") from error
-    bunch = load_digits()
-    x, y = bunch.images.astype(np.uint8)[:, None], bunch.target.astype(np.int64)
+        table = np.loadtxt(path, delimiter=",", dtype=np.int64, ndmin=2)
+        x, y = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1]
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): install scikit-learn anew") from error
     order = sorted(range(len(x)), key=lambda i: hashlib.sha256(f"reprolib digits {i}".encode()).digest())
     is_test = np.zeros(len(x), dtype=bool)
     is_test[order[:tests]] = True

@@ -1,0 +1,1 @@
+"""The complex step: derivatives from the imaginary part of an ordinary evaluation (``backend.py``)."""

@@ -1,0 +1,1 @@
+"""The tape: one recorded pass, and tangents replayed through it (``backend.py``)."""

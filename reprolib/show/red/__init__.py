@@ -1,0 +1,1 @@
+"""What the chapters about RED draw and say: a module a chapter."""
