@@ -28,7 +28,16 @@ from reprolib.errors import InvalidInput
 
 # What chapters import and what a kernel is made of, some of it only at first use; what talks to it. All but reprolib.
 PRELOADED = [
-    *("numpy", "torch", "torch.func", "torch.utils.flop_counter", "pandas", "pandas.io.formats.style", "filelock", "yaml"),
+    *(
+        "numpy",
+        "torch",
+        "torch.func",
+        "torch.utils.flop_counter",
+        "pandas",
+        "pandas.io.formats.style",
+        "filelock",
+        "yaml",
+    ),
     "torch._dynamo",  # the first optimizer imports it
     "torch._decomp.decompositions_for_jvp",  # the first forward derivative compiles it
     *("matplotlib.pyplot", "matplotlib.backends.backend_agg", "IPython.display", "IPython.core.pylabtools"),

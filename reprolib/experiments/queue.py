@@ -113,15 +113,16 @@ def chosen(only: Sequence[str], device: str | None = None, path: Path | None = N
 def listing(entries: Sequence[Entry], store: Store) -> list[str]:
     """How far each entry is and what it decides; then the process hours that are left."""
     lines, left, unknown = [], dict.fromkeys((entry.device for entry in entries), 0.0), set()
+    width = max((len(str(entry)) for entry in entries), default=0)
     for entry in entries:
         hours, state = _state(entry, store)
         left[entry.device] += hours or 0.0
         unknown |= {entry.device} if hours is None else set()
         shown = "?" if hours is None else f"{hours:.1f}"
-        lines.append(f"{entry.experiment:24} {entry.scale:6} {entry.device:5} {shown:>5} h left  {state}")
+        lines.append(f"{entry!s:{width}}  {entry.device:4} {shown:>5} h left  {state}")
         lines += wrap(entry.decides, 110, initial_indent="    ", subsequent_indent="    ")
     for device, hours in left.items():
-        lines.append(f"left for {device}: {hours:.1f} process hours" + (" and what nobody knows" * (device in unknown)))
+        lines.append(f"left for {device}: {hours:.1f} process hours{' and more' * (device in unknown)}")
     return lines
 
 

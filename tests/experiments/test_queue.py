@@ -192,7 +192,7 @@ def test_the_listing_says_what_is_done_what_is_under_way_and_what_is_left(listed
     ]
     assert question == "    a question"
     assert rest[1].endswith("unknown experiment 'a/three'")
-    assert rest[-2:] == ["left for cpu: 4.5 process hours", "left for cuda: 0.0 process hours and what nobody knows"]
+    assert rest[-2:] == ["left for cpu: 4.5 process hours", "left for cuda: 0.0 process hours and more"]
     assert not store.folder.exists()
 
     histories = execute(RUNS[:1], keep=store.folder)
