@@ -36,7 +36,7 @@ NAME = "kills/digits"
 
 def plan(scale):
     more = {"task": "digits-autoencoder", "batch_size": 32, "train_size": 300}
-    first = yield [Run.of("red-rmsprop", seed=s, epochs=14, **more) for s in range(6)]
+    first = yield [Run.of("red-rmsprop", seed=s, epochs=10, **more) for s in range(6)]
     best = min(first, key=lambda h: h.final["loss"]).run.seed
     then = yield [Run.of("sgd", seed=best + s, options={"lr": 0.1}, epochs=4, **more) for s in (10, 20)]
     return first + then, {"best": best}
