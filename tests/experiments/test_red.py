@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reprolib.curvature import expand
-from reprolib.experiments import conduct, experiments, module, verdicts_of
+from reprolib.experiments import conduct, experiments, module, scales, verdicts_of
 from reprolib.experiments.column import Column
 from reprolib.experiments.package import portable
 from reprolib.experiments.red import (
@@ -67,8 +67,7 @@ def pretended(runs):
     return out
 
 
-@pytest.mark.parametrize("scale", ["smoke", "desk", "paper"])
-@pytest.mark.parametrize("name", RED)
+@pytest.mark.parametrize(("name", "scale"), [(name, scale) for name in RED for scale in scales(name)])
 def test_every_plan_records_what_it_asks_for_and_keeps_the_test_set_out_of_tuning(name, scale):
     asked: list[Run] = []
 
@@ -108,6 +107,18 @@ def test_the_paper_scale_is_the_paper():
     assert batches.BATCHES == (4, 8, 16, 32, 64, 128, 256) and batches.SIZES["paper"]["cifar10"].epochs == 100
     assert momentum.BETA == 0.9 and pytest.approx((1.0, 0.1)) == momentum.ELLS
     assert regularisation.LAMBDAS == comparison.LAMBDAS == (1e-7, 1e-4)
+
+
+def test_the_night_is_for_what_a_desk_cannot_show():
+    """CIFAR-100 as at the desk, but 200 epochs; its figures share their runs; there is none of what the paper's scale affords."""
+    desk, night = (COLUMNS[scale]["cifar100"] for scale in ("desk", "night"))
+    assert replace(desk, epochs=200, fields_of={}) == night and night.tuning_epochs == 40
+    there = {name for name in RED if "night" in scales(name)}
+    assert there == {
+        *("red/cifar100", "red/momentum", "red/annealing-cifar100"),
+        *("red/batches-cifar10", "red/batches-cifar100", "red/factors"),
+    }
+    assert scales("red/factors") == ["smoke", "night"]
 
 
 @pytest.mark.parametrize("scale", ["desk", "paper"])

@@ -66,7 +66,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "short autoencoder": Column("mnist-autoencoder", 8, 256, **_DESK),
     },
     "night": {
-        "cifar100": Column("cifar100-convnet-with-batch-norm", 200, 128, **(_LONG | _SOME)),
+        "cifar100": Column("cifar100-convnet-with-batch-norm", 200, 128, **_DESK),
     },
     "paper": {
         "mnist": Column("mnist-classifier", 200, 256, held_out=6000, **_CLASSIFIER),
