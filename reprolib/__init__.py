@@ -1,11 +1,15 @@
 """Curvature at little more than the price of a gradient: five papers, one small package.
 
-``reprolib.curvature``  how the loss looks around the parameters (local models)
-``reprolib.optim``      which step to take there (the papers' optimizers)
-``reprolib.tasks``      on which data, network and loss
-``reprolib.lab``        runs, records, figures
+``reprolib.curvature``    how the loss looks around the parameters (local models)
+``reprolib.optim``        which step to take there (the papers' optimizers)
+``reprolib.tasks``        on which data, network and loss
+``reprolib.lab``          how a run is trained
+``reprolib.records``      what came out
+``reprolib.bench``        what things cost
+``reprolib.show``         how results are shown
+``reprolib.experiments``  what is tried
 
-Arrows point one way: curvature <- optim <- lab -> tasks.
+Each uses only those above it; ``reprolib.cli`` and ``reprolib.book`` use them all.
 """
 
 __version__ = "0.1.0"

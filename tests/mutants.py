@@ -94,7 +94,8 @@ def survives(mutant: Mutant) -> bool:
 def main(*words: str) -> int:
     """Test every mutant whose name or test contains one of the arguments (all without any); print one line each."""
     collector = _Collector()
-    pytest.main(["--collect-only", "-qq", str(ROOT / "tests")], plugins=[collector])
+    if pytest.main(["--collect-only", "-qq", str(ROOT / "tests")], plugins=[collector]):
+        return 1  # pytest has said why
     chosen = [m for m in collector.mutants if not words or any(w in f"{m.claim} {m.test}" for w in words)]
     with copied() as copy:
         if why := failure(copy, *dict.fromkeys(m.test for m in chosen)):

@@ -154,7 +154,7 @@ def ticks(ax: Axes, at: Sequence[float], words: Sequence[str] | None = None, *, 
 
 def few_ticks(ax: Axes) -> None:
     """On logarithmic axes ticks at 1, 2 and 5 times powers of ten where there is room, as plain numbers, and no labels between."""
-    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() != "log":
@@ -162,12 +162,24 @@ def few_ticks(ax: Axes) -> None:
         low, high = sorted(axis.get_view_interval())
         wide = high > 30 * low
         axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=5))
-        axis.set_major_formatter(LogFormatterSciNotation() if high > 1e4 or low < 1e-3 else "{x:g}")
+        axis.set_major_formatter((lambda v, _: power(v)) if high > 1e4 or low < 1e-3 else "{x:g}")
         axis.set_minor_formatter(NullFormatter())
         if high > 1e3 * low:
             axis.set_minor_locator(NullLocator())  # there would be dozens
         if high < 4 * low:  # too narrow for two of them
             axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7), numticks=15))
+
+
+def power(value: float) -> str:
+    """A number as a multiple of a power of ten, in plain characters: Matplotlib's own way starts a parser of formulas.
+
+    >>> power(1e-3), power(5e4), power(1.0)
+    ('10⁻³', '5·10⁴', '1')
+    """
+    factor, exponent = f"{value:.0e}".split("e")
+    if int(exponent) == 0:
+        return factor
+    return f"{factor}·10".removeprefix("1·") + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def name_rows(ax: Axes, rows: Sequence[str]) -> np.ndarray:

@@ -60,6 +60,7 @@ def marked(name: str):
     return pytest.param(name, marks=pytest.mark.mutant("replay", file=file, old=old, new=new), id=name)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("method", [marked(name) for name in LONGER])
 def test_what_is_published_is_what_this_code_does(method):
     passed_over: list[str] = []
