@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -37,17 +38,41 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._said: set[str] = set()
 
-    def read(self, run: Run) -> History | None:
-        """The history of ``run``, if it is here, whole, and of this specification (with its end, if it keeps that)."""
+    def read(self, run: Run, say: Callable[[str], None] = lambda line: None) -> History | None:
+        """The history of ``run``, if it is here, whole, and of this specification (with its end, if it keeps that).
+
+        ``say`` gets a line, once, if there is one that cannot be used, so that nobody trains again without knowing why.
+        """
         try:
             content = json.loads(self._history(run).read_text(encoding="utf-8"))
-            if content.pop("format") != FORMAT or content.pop("specification") != as_json(run.specification):
-                return None
-            end = torch.load(self.end(run), map_location="cpu", weights_only=True) if run.keeps_end else None
-            return History(run, pd.DataFrame(content.pop("table")), **content, end=end)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, UnpicklingError):
-            return None  # not there, or not ours: train it again
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            return self._unusable(run, f"it cannot be read ({error})", say)
+        try:
+            if (found := content.pop("format")) != FORMAT:
+                return self._unusable(run, f"it has format {found}, this code reads {FORMAT}", say)
+            if (found := content.pop("specification")) != (wanted := as_json(run.specification)):
+                names = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
+                return self._unusable(run, f"it is of another specification (see its {', '.join(names)})", say)
+            history = History(run, pd.DataFrame(content.pop("table")), **content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return self._unusable(run, f"it is not what this code writes ({type(error).__name__}: {error})", say)
+        if run.keeps_end:
+            try:
+                history.end = torch.load(self.end(run), map_location="cpu", weights_only=True)
+            except FileNotFoundError:
+                return self._unusable(run, "its last weights were not kept", say)
+            except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+                return self._unusable(run, f"its last weights cannot be read ({error})", say)
+        return history
+
+    def _unusable(self, run: Run, why: str, say: Callable[[str], None]) -> None:
+        if (line := f"{self._history(run)} is there and not used: {why}") not in self._said:
+            self._said.add(line)
+            say(line)
 
     def write(self, history: History) -> None:
         """Keep a history; the run's checkpoint has served."""
