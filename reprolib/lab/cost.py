@@ -33,7 +33,7 @@ _KNOWN: dict[tuple[Any, ...], float] = {}
 def alike(run: Run) -> tuple[Any, ...]:
     """What the work of a step depends on: runs with the same have the same. A rate that is not zero does not change it."""
     options = ((name, bool(v) if isinstance(v, float) else v) for name, v in run.options)
-    samples = (run.train_size,) if method(run.method).wants == "full" else ()  # that a step goes over
+    samples = (run.train_size, run.held_out) if method(run.method).wants else ()  # those of the batch are not all
     return (run.task, run.method, run.batch_size, *samples, *options)
 
 
@@ -44,7 +44,7 @@ def gradients_per_step(run: Run, problem: Problem) -> float:
     over a whole period. What a step does elementwise is not in it (METHODS, "cost unit"): the seconds of a history are there
     for that.
     """
-    known = alike(run)
+    known = (*alike(run), len(problem.batches.x))  # a summary's batch is never larger than the data
     if known in _KNOWN:
         return _KNOWN[known]
     copy = replace(problem, net=deepcopy(problem.net))
