@@ -470,18 +470,13 @@ def evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def _kind(optimizer: torch.optim.Optimizer) -> Method:
-    """The method that built it.
-
-    Raises:
-        InvalidInput: none did, so nobody knows what its step needs.
-    """
-    try:
-        return optimizer.method  # type: ignore[attr-defined]
-    except AttributeError:
+    """The method that built it, which says what a step needs."""
+    if not hasattr(optimizer, "method"):
         raise InvalidInput(
             f"this {type(optimizer).__name__} was built by hand, so what its step needs is not known: build it with "
             "reprolib.lab.methods.method(NAME).build(params, epochs, **options), or call its step yourself"
-        ) from None
+        )
+    return optimizer.method
 
 
 @torch.no_grad()

@@ -46,33 +46,37 @@ class Store:
         ``say`` gets a line, once, if there is one that cannot be used, so that nobody trains again without knowing why.
         """
         try:
+            return self._read(run)
+        except _Unusable as error:
+            if (line := f"{self._history(run)} is there and not used: {error}") not in self._said:
+                self._said.add(line)
+                say(line)
+            return None
+
+    def _read(self, run: Run) -> History | None:
+        try:
             content = json.loads(self._history(run).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            return self._unusable(run, f"it cannot be read ({error})", say)
+            raise _Unusable(f"it cannot be read ({error})") from error
         try:
             if (found := content.pop("format")) != FORMAT:
-                return self._unusable(run, f"it has format {found}, this code reads {FORMAT}", say)
+                raise _Unusable(f"it has format {found}, this code reads {FORMAT}")
             if (found := content.pop("specification")) != (wanted := as_json(run.specification)):
                 names = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
-                return self._unusable(run, f"it is of another specification (see its {', '.join(names)})", say)
+                raise _Unusable(f"it is of another specification (see its {', '.join(names)})")
             history = History(run, pd.DataFrame(content.pop("table")), **content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            return self._unusable(run, f"it is not what this code writes ({type(error).__name__}: {error})", say)
+            raise _Unusable(f"it is not what this code writes ({type(error).__name__}: {error})") from error
         if run.keeps_end:
             try:
                 history.end = torch.load(self.end(run), map_location="cpu", weights_only=True)
-            except FileNotFoundError:
-                return self._unusable(run, "its last weights were not kept", say)
+            except FileNotFoundError as error:
+                raise _Unusable("its last weights were not kept") from error
             except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
-                return self._unusable(run, f"its last weights cannot be read ({error})", say)
+                raise _Unusable(f"its last weights cannot be read ({error})") from error
         return history
-
-    def _unusable(self, run: Run, why: str, say: Callable[[str], None]) -> None:
-        if (line := f"{self._history(run)} is there and not used: {why}") not in self._said:
-            self._said.add(line)
-            say(line)
 
     def write(self, history: History) -> None:
         """Keep a history; the run's checkpoint has served."""
@@ -104,6 +108,10 @@ class Store:
 
     def _history(self, run: Run) -> Path:
         return self.folder / f"{run.key}.json"
+
+
+class _Unusable(Exception):
+    """Why a file under the key of a run is not its history."""
 
 
 def as_json(x: Any) -> Any:
