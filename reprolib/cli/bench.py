@@ -1,4 +1,4 @@
-"""``reprolib bench curvature | step | train``."""
+"""``reprolib bench curvature | step | train | seconds``."""
 
 from __future__ import annotations
 
@@ -147,3 +147,27 @@ def train_(
         if write:
             minutes = (time.process_time() - start) / 60
             costs(rows, device, minutes, rounds=rounds, steps=steps).save(write)
+
+
+@command.command("seconds")
+@click.argument("name")
+@click.option("--scale", help="of the record; default: the largest that there is")
+@_measuring
+def seconds(name: str, scale: str | None, device: str, threads: int, rounds: int, write: Path | None) -> None:
+    """What a step of each method in the record NAME costs, for what is shown over seconds.
+
+    Other work on the machine falsifies it. Chapters look for PATH book/records/NAME/seconds-SCALE.cpu.
+    """
+    import torch
+
+    from reprolib.bench.seconds import costs, measure
+    from reprolib.records.record import Record
+
+    record = Record.load(name, scale)
+    torch.set_num_threads(threads)
+    start, rows = time.process_time(), []
+    for row in measure(record, device=device, rounds=rounds, say=_progress):
+        rows.append(row)
+        click.echo(f"{row['seconds']:10.5f} s (±{row['spread'] / 2:.5f})  {row['work']}")
+    if write:
+        costs(rows, record, device, rounds, (time.process_time() - start) / 60).save(write)

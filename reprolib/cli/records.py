@@ -138,7 +138,7 @@ def import_(source: Path, only: tuple[str, ...], queue: Path | None) -> None:
                 click.echo(f"{entry}: its record is there")
                 continue
             planned = plan(entry.experiment, entry.scale)
-            known, missing = outstanding(planned, lambda run: store.read(portable(run)))
+            known, missing = outstanding(planned, lambda run: store.read(portable(run), click.echo))
             if missing:
                 click.echo(f"{entry}: {len(known)} runs are here, at least {len(missing)} are missing")
             else:

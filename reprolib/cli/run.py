@@ -79,7 +79,8 @@ def command(
         click.echo(f"{len(record.runs)} runs: {counts}")
         click.echo(f"wrote {record.save()}")
         return
-    known, missing = outstanding(planned, Store(runs_folder()).read)
+    store = Store(runs_folder())
+    known, missing = outstanding(planned, lambda run: store.read(run, lambda line: click.echo(line, err=True)))
     if list_:
         more = "" if device == "cpu" else f" --device {device}"
         for r in missing:

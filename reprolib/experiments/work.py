@@ -144,7 +144,7 @@ class Work:
                 for run in job.asked:
                     if error := self._failed.get(run.key):
                         raise error
-                    if _id(run) not in self._known and (history := self.store.read(run)):
+                    if _id(run) not in self._known and (history := self.store.read(run, self.say)):
                         self._known[_id(run)] = history
                 if not job.proceed(self._known):
                     return

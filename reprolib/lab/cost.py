@@ -27,7 +27,14 @@ PERIODS: dict[type, Callable[[dict[str, Any]], int]] = {
 }
 Closure = Callable[[], Tensor]
 Loss = Callable[[Tensor], Tensor]
-_KNOWN: dict[tuple[Any, ...], float] = {}  # rates that are not zero do not change which products a step takes
+_KNOWN: dict[tuple[Any, ...], float] = {}
+
+
+def alike(run: Run) -> tuple[Any, ...]:
+    """What the work of a step depends on: runs with the same have the same. A rate that is not zero does not change it."""
+    options = ((name, bool(v) if isinstance(v, float) else v) for name, v in run.options)
+    samples = (run.train_size, run.held_out) if method(run.method).wants else ()  # those of the batch are not all
+    return (run.task, run.method, run.batch_size, *samples, *options)
 
 
 def gradients_per_step(run: Run, problem: Problem) -> float:
@@ -37,9 +44,7 @@ def gradients_per_step(run: Run, problem: Problem) -> float:
     over a whole period. What a step does elementwise is not in it (METHODS, "cost unit"): the seconds of a history are there
     for that.
     """
-    options = ((name, bool(v) if isinstance(v, float) else v) for name, v in run.options)
-    # a summary's batch is never larger than the data
-    known = (run.task, run.method, run.batch_size, len(problem.batches.x), *options)
+    known = (*alike(run), len(problem.batches.x))  # a summary's batch is never larger than the data
     if known in _KNOWN:
         return _KNOWN[known]
     copy = replace(problem, net=deepcopy(problem.net))

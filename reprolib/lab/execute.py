@@ -53,7 +53,7 @@ def execute(
             vectorised program (``ensemble.py``), in this process: equal to the separate runs up to rounding, without
             checkpoints. It pays for small networks and on a GPU.
         keep: folder of finished runs and checkpoints (what is found there is not trained again); ``None`` keeps nothing.
-        say: gets a line per finished run.
+        say: gets a line per finished run, and per run in ``keep`` that cannot be used and is trained again.
 
     Raises:
         ReprolibError: a worker was killed; what is finished is kept.
@@ -66,7 +66,7 @@ def execute(
         raise InvalidInput("runs train together in one process: leave workers at 1")
     store = Store(keep) if keep else None
     todo = {run.key: run for run in runs}
-    done = {key: found for key, run in todo.items() if store and (found := store.read(run))}
+    done = {key: found for key, run in todo.items() if store and (found := store.read(run, say))}
     waiting = [run for key, run in todo.items() if key not in done]
     for history in _histories(waiting, device, workers, scheduler, together, keep):
         done[history.run.key] = history

@@ -470,8 +470,13 @@ def evaluating(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def _kind(optimizer: torch.optim.Optimizer) -> Method:
-    """The method that built it; others are treated as plain SGD is."""
-    return getattr(optimizer, "method", METHODS["sgd"])
+    """The method that built it, which says what a step needs."""
+    if not hasattr(optimizer, "method"):
+        raise InvalidInput(
+            f"this {type(optimizer).__name__} was built by hand, so what its step needs is not known: build it with "
+            "reprolib.lab.methods.method(NAME).build(params, epochs, **options), or call its step yourself"
+        )
+    return optimizer.method
 
 
 @torch.no_grad()

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from reprolib.errors import InvalidInput
 from reprolib.lab import methods
 from reprolib.tasks import task
+
+# What a specification always says. Frozen: another field is stated where it has not its default, so it has one, and the
+# keys of all runs that were made without it stay what they are.
+STATED = frozenset(
+    [
+        "task",
+        "method",
+        "options",
+        "epochs",
+        "batch_size",
+        "seed",
+        "train_size",
+        "held_out",
+        "stop_after",
+        "dtype",
+        "versions",
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +62,13 @@ class Run:
 
     @property
     def specification(self) -> dict[str, Any]:
-        """The run as plain JSON data."""
-        plain = asdict(self)
-        del plain["keeps_end"]
-        for name in ("test_size", "batch_seed"):  # they came later: the keys of earlier runs stay what they are
-            if plain[name] is None:
-                del plain[name]
+        """The run as plain JSON data: what is in ``STATED``, and of other fields that are compared what is no default."""
+        known = asdict(self)
+        plain = {
+            f.name: known[f.name]
+            for f in fields(self)
+            if f.name in STATED or (f.compare and known[f.name] != f.default)
+        }
         return plain | {"options": dict(self.options), "versions": list(self.versions)}
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -37,17 +38,45 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._said: set[str] = set()
 
-    def read(self, run: Run) -> History | None:
-        """The history of ``run``, if it is here, whole, and of this specification (with its end, if it keeps that)."""
+    def read(self, run: Run, say: Callable[[str], None] = lambda line: None) -> History | None:
+        """The history of ``run``, if it is here, whole, and of this specification (with its end, if it keeps that).
+
+        ``say`` gets a line, once, if there is one that cannot be used, so that nobody trains again without knowing why.
+        """
+        try:
+            return self._read(run)
+        except _Unusable as error:
+            if (line := f"{self._history(run)} is there and not used: {error}") not in self._said:
+                self._said.add(line)
+                say(line)
+            return None
+
+    def _read(self, run: Run) -> History | None:
         try:
             content = json.loads(self._history(run).read_text(encoding="utf-8"))
-            if content.pop("format") != FORMAT or content.pop("specification") != as_json(run.specification):
-                return None
-            end = torch.load(self.end(run), map_location="cpu", weights_only=True) if run.keeps_end else None
-            return History(run, pd.DataFrame(content.pop("table")), **content, end=end)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, UnpicklingError):
-            return None  # not there, or not ours: train it again
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise _Unusable(f"it cannot be read ({error})") from error
+        try:
+            if (found := content.pop("format")) != FORMAT:
+                raise _Unusable(f"it has format {found}, this code reads {FORMAT}")
+            if (found := content.pop("specification")) != (wanted := as_json(run.specification)):
+                names = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
+                raise _Unusable(f"it is of another specification (see its {', '.join(names)})")
+            history = History(run, pd.DataFrame(content.pop("table")), **content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise _Unusable(f"it is not what this code writes ({type(error).__name__}: {error})") from error
+        if run.keeps_end:
+            try:
+                history.end = torch.load(self.end(run), map_location="cpu", weights_only=True)
+            except FileNotFoundError as error:
+                raise _Unusable("its last weights were not kept") from error
+            except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+                raise _Unusable(f"its last weights cannot be read ({error})") from error
+        return history
 
     def write(self, history: History) -> None:
         """Keep a history; the run's checkpoint has served."""
@@ -79,6 +108,10 @@ class Store:
 
     def _history(self, run: Run) -> Path:
         return self.folder / f"{run.key}.json"
+
+
+class _Unusable(Exception):
+    """Why a file under the key of a run is not its history."""
 
 
 def as_json(x: Any) -> Any:

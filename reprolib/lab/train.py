@@ -128,7 +128,7 @@ class Training:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SkippedStep)  # counted in the history instead
             for x, y in self.problem.batches.epoch(self.log.epoch):
-                reports.append(self._step(done + len(reports), x, y))
+                reports.append(self.step(done + len(reports), x, y))
                 if self.device.type == "cpu" and not math.isfinite(reports[-1]["loss"]):
                     break  # elsewhere looking would cost a wait, and the end of the epoch shows it too
         seconds = clock(self.device) - start
@@ -138,7 +138,8 @@ class Training:
         self.log.add(values, seconds, self.price.of(len(reports), counts), wall, self._evaluate)
         self.scheduler.step()
 
-    def _step(self, number: int, x: torch.Tensor, y: torch.Tensor) -> Step:
+    def step(self, number: int, x: torch.Tensor, y: torch.Tensor) -> Step:
+        """Step number ``number``, on a batch; no history knows of it."""
         further = further_data(self.optimizer, self.problem, number)
         return take_step(self.optimizer, *self.problem.pair(x, y), **further)
 
@@ -149,7 +150,7 @@ class Training:
             warnings.simplefilter("ignore", SkippedStep)
             for number, (x, y) in enumerate(islice(self.problem.batches.epoch(0), FIRST)):
                 before()
-                losses.append(float(self._step(number, x, y)["loss"]))
+                losses.append(float(self.step(number, x, y)["loss"]))
                 if not math.isfinite(losses[-1]):
                     break
         return losses

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import MISSING, dataclass, fields, replace
 from importlib import import_module
 
 import pandas as pd
@@ -19,6 +19,8 @@ from reprolib.lab import History, Run, execute, train
 from reprolib.lab import methods as methods_module
 from reprolib.lab.methods import METHODS, take_step
 from reprolib.lab.plan import follow, outstanding, together
+from reprolib.lab.run import STATED
+from reprolib.lab.store import Store
 from reprolib.lab.train import Training
 from reprolib.records import Record
 from reprolib.records.record import differences, published, run_of
@@ -88,6 +90,21 @@ def test_keys_follow_the_specification_and_the_versions(monkeypatch):
     assert run().key != before
 
 
+def test_a_field_that_comes_later_changes_no_key_where_it_has_its_default():
+    @dataclass(frozen=True, kw_only=True)
+    class Later(Run):
+        precision: str = "high"
+
+    before = {f.name: getattr(run(), f.name) for f in fields(Run) if f.init}
+    assert Later(**before).key == run().key == "e97d980a8aaa75a2"
+    assert "precision" not in Later(**before).specification
+    assert Later(**before, precision="low").key != run().key
+    assert Later(**before, precision="low").specification["precision"] == "low"
+    assert replace(run(), keeps_end=True).key == run().key
+    assert set(run().specification) == STATED
+    assert all(f.name in STATED or f.default is not MISSING for f in fields(Run))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_execution_continues_where_it_stopped(tmp_path, workers):
     runs = [run("sgd"), run("sgd", seed=1), run("sgd")]
@@ -95,14 +112,42 @@ def test_execution_continues_where_it_stopped(tmp_path, workers):
     first = execute(runs[:1], keep=tmp_path, say=said.append)
     (tmp_path / f"{runs[1].key}.json").write_text("{broken")  # as a killed process might leave it
     both = execute(runs, keep=tmp_path, workers=workers, say=said.append)
-    assert len(said) == 2  # the first run was not trained again
+    assert [line.partition(" ")[0] for line in said] == ["[1/1]", f"{tmp_path / runs[1].key}.json", "[2/2]"]
+    assert "is there and not used: it cannot be read (Expecting" in said[1]
     assert same(both[0], first[0])
     assert same(both[2], first[0])
     assert [h.run.seed for h in both] == [0, 1, 0]
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".lock"}
     again = execute(runs, keep=tmp_path, say=said.append)
-    assert len(said) == 2
+    assert len(said) == 3
     assert same(again[1], both[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda content: content | {"format": 1}, "it has format 1, this code reads 2"),
+        (lambda content: {"Reason" if k == "reason" else k: v for k, v in content.items()}, "argument 'Reason'"),
+        (lambda content: {k: v for k, v in content.items() if k != "table"}, "(KeyError: 'table')"),
+        (lambda content: [content], "it is not what this code writes (TypeError"),
+        (
+            lambda content: content | {"specification": content["specification"] | {"seed": 7, "new": 1}},
+            "it is of another specification (see its new, seed)",
+        ),
+    ],
+)
+def test_a_finished_run_that_cannot_be_used_is_named(tmp_path, change, why):
+    said: list[str] = []
+    execute([run("sgd")], keep=tmp_path)
+    path = tmp_path / f"{run('sgd').key}.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    store = Store(tmp_path)
+    for _ in range(2):
+        assert store.read(run("sgd"), said.append) is None
+    (line,) = said
+    assert line.startswith(f"{path} is there and not used: ") and why in line
+    assert store.read(run("sgd", seed=1), said.append) is None  # that is not there
+    assert len(said) == 1
 
 
 def test_records_round_trip(tmp_path):
@@ -120,7 +165,12 @@ def test_records_round_trip(tmp_path):
     for private in ("/home", "/root", "/tmp"):
         assert private not in content
     environment = next(iter(back.runs.values()))["environment"]
-    assert {"date", "device", "threads", "tf32", "versions", "commit"} <= set(environment)
+    assert {"date", "device", "capability", "threads", "workers", "tf32", "versions", "commit", "data"} == set(
+        environment
+    )
+    assert {"torch", "mkl", "onednn"} <= set(environment["versions"])
+    assert environment["workers"] == 1
+    assert list(environment["data"]) == ["digits of scikit-learn"]
 
 
 def test_the_best_scale_is_read(tmp_path):
@@ -213,6 +263,7 @@ def test_published_records_belong_to_this_code():
         assert record.stale() == []
         for kept in record.runs.values():
             assert json.loads(json.dumps(run_of(kept["specification"]).specification)) == kept["specification"]
+        assert [run_of(kept["specification"]).key for kept in record.runs.values()] == list(record.runs)
 
 
 def test_the_protocol_of_the_first_experiment():

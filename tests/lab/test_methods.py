@@ -18,8 +18,9 @@ import torch
 from reprolib.errors import InvalidInput, UnknownName
 from reprolib.lab import Run, train
 from reprolib.lab.ensemble import train_together
-from reprolib.lab.methods import METHODS, evaluating, method, take_step
+from reprolib.lab.methods import METHODS, evaluating, further_data, method, take_step
 from reprolib.lab.train import Training
+from reprolib.optim import NewtonSummary
 from reprolib.show.figures import COLOURS
 from reprolib.tasks import task
 
@@ -228,8 +229,24 @@ def test_evaluating_changes_nothing_for_the_others():
     training = Training(run("adam"))
     training.advance()
     before = parameters(training.problem.net)
-    with evaluating(training.optimizer), evaluating(torch.optim.SGD([torch.ones(1)])):
+    with evaluating(training.optimizer):
         assert torch.equal(parameters(training.problem.net), before)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, NewtonSummary])
+def test_an_optimizer_that_no_method_built_is_not_taken_for_one(optimizer):
+    problem = task("digits-classifier").build(0, batch_size=64)
+    by_hand = optimizer(problem.net.parameters())
+    x, y = next(iter(problem.batches.epoch(0)))
+    before = parameters(problem.net)
+    for use in (
+        lambda: further_data(by_hand, problem, 0),
+        lambda: take_step(by_hand, *problem.pair(x, y)),
+        lambda: evaluating(by_hand).__enter__(),
+    ):
+        with pytest.raises(InvalidInput, match=rf"{optimizer.__name__} was built by hand.*build it with"):
+            use()
+    assert torch.equal(parameters(problem.net), before)
 
 
 @pytest.mark.parametrize(("name", "first"), [("prodigy", 1e-6), ("d-adaptation", 1e-6)])
