@@ -26,11 +26,13 @@ from reprolib.book import source
 from reprolib.book.layout import Layout
 from reprolib.errors import InvalidInput
 
-# What chapters import, what a kernel is made of, what talks to it: all but reprolib.
+# What chapters import and what a kernel is made of, some of it only at first use; what talks to it. All but reprolib.
 PRELOADED = [
-    *("numpy", "torch", "torch.func", "torch.utils.flop_counter", "pandas", "filelock", "yaml"),
+    *("numpy", "torch", "torch.func", "torch.utils.flop_counter", "pandas", "pandas.io.formats.style", "filelock", "yaml"),
     "torch._dynamo",  # the first optimizer imports it
-    *("matplotlib.pyplot", "IPython.display", "ipykernel.kernelapp", "ipykernel.ipkernel"),
+    "torch._decomp.decompositions_for_jvp",  # the first forward derivative compiles it
+    *("matplotlib.pyplot", "matplotlib.backends.backend_agg", "IPython.display", "IPython.core.pylabtools"),
+    *("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "IPython.core.completerlib"),
     *("papermill", "jupytext", "nbformat", "nbclient", "jupyter_client.asynchronous", "jupyter_client.provisioning"),
 ]
 

@@ -17,7 +17,7 @@ class Refused(click.ClickException):
 
     def __init__(self, message: str, *, input: bool):
         super().__init__(" ".join(message.split()))
-        self.exit_code = 2 if input else 1
+        self.exit_code = 2 if input else 1  # type: ignore[misc]
 
 
 @contextmanager

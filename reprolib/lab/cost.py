@@ -38,7 +38,8 @@ def gradients_per_step(run: Run, problem: Problem) -> float:
     for that.
     """
     options = ((name, bool(v) if isinstance(v, float) else v) for name, v in run.options)
-    known = (run.task, run.method, run.batch_size, *options)
+    # a summary's batch is never larger than the data
+    known = (run.task, run.method, run.batch_size, len(problem.batches.x), *options)
     if known in _KNOWN:
         return _KNOWN[known]
     copy = replace(problem, net=deepcopy(problem.net))

@@ -50,7 +50,7 @@ def train_together(runs: Sequence[Run], device: str | torch.device = "cpu", *, d
         ensemble.advance()
     histories = [member.history() for member in ensemble.members]
     for history in histories:
-        history.environment = environment(device) | {"together": len(runs)}
+        history.environment |= environment(device) | {"workers": 1, "together": len(runs)}
     return histories
 
 

@@ -106,7 +106,7 @@ def _histories(
     with _cluster(scheduler) if scheduler else joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
         try:
-            how = {"threads": 1, "modules": plugins.loaded()}
+            how = {"threads": 1, "modules": plugins.loaded(), "workers": None if scheduler else workers}
             yield from parallel(joblib.delayed(trained)(run, device, keep, **how) for run in waiting)
         except TerminatedWorkerError as error:
             raise ReprolibError(
@@ -145,6 +145,7 @@ def continued(
     *,
     threads: int | None = None,
     modules: Sequence[str] = (),
+    workers: int | None = 1,
     deadline: Callable[[], bool] = lambda: False,
 ) -> History | None:
     """Train one run from its checkpoint on, or wait for whoever is training it in the same folder.
@@ -155,6 +156,7 @@ def continued(
         keep: folder of finished runs and checkpoints.
         threads: of torch, where this is a process of its own.
         modules: plug-ins to import first; there a process of its own knows the task and the method from.
+        workers: how many train side by side on this machine, as far as that is known; for its environment.
         deadline: see :func:`reprolib.lab.train.train`; ``None`` is returned if it came first.
     """
     plugins.load(*modules)
@@ -171,14 +173,14 @@ def continued(
         found = store.read(run) if store else None
         if found:
             return found
-        made_in = environment(device)
+        made_in = environment(device) | ({"workers": workers} if workers else {})
         options: dict[str, Any] = {"deadline": deadline}
         if store:
             options |= {"checkpoint": store.checkpoint(run), "watch": _reporter(store, run)}
         history = train(run, device, **options)
         if history is None:
             return None
-        history.environment = made_in
+        history.environment |= made_in
         if store:
             store.write(history)
         return history

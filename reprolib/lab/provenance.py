@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -17,15 +18,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(device: str | torch.device = "cpu", also: Iterable[str] = ()) -> dict[str, Any]:
-    """Device, numerical modes, threads, versions (of the packages ``also`` too), commit and date; no path, no host name."""
+    """Device, numerical modes, threads, versions (of the packages ``also`` too), commit and date; no path, no host name.
+
+    ``capability``: the instructions that PyTorch's own kernels use on the processor (AVX2, AVX512, ...).
+    """
     device = torch.device(device)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "tf32": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
         "versions": {name: _version(name) for name in ("reprolib", "torch", "numpy", "pandas", *also)}
-        | {"python": platform.python_version(), "cuda": torch.version.cuda},
+        | {"python": platform.python_version(), "cuda": torch.version.cuda}
+        | _kernels(),
         "commit": commit(),
     }
 
@@ -51,6 +57,13 @@ def _cpu() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _kernels() -> dict[str, str | None]:
+    """Versions of the libraries that multiply matrices and convolve for PyTorch."""
+    built = torch.__config__.show()
+    found = {"mkl": r"Math Kernel Library Version ([\d.]+)", "onednn": r"MKL-DNN v([\d.]+)"}
+    return {name: match[1] if (match := re.search(pattern, built)) else None for name, pattern in found.items()}
 
 
 def _version(name: str) -> str | None:

@@ -160,7 +160,13 @@ class Training:
         end = (
             {name: value.cpu() for name, value in self.problem.net.state_dict().items()} if self.run.keeps_end else None
         )
-        return History(self.run, self.log.table, self.log.first, self.log.status, "", skipped, end=end)
+        made = self.environment
+        return History(self.run, self.log.table, self.log.first, self.log.status, "", skipped, made, end)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What it is trained on, for the environment of its history: checksums of the data, if there are files."""
+        return {"data": dict(self.problem.files)} if self.problem.files else {}
 
     def _evaluate(self) -> dict[str, float]:
         with evaluating(self.optimizer):
@@ -317,8 +323,8 @@ def train(
         raise  # of the caller's making
     except FAILURES as error:
         table = training.log.table if training else pd.DataFrame(columns=COLUMNS)
-        first = training.log.first if training else []
-        return History(run, table, first, FAILED, f"{type(error).__name__}: {error}"[:300])
+        first, made = (training.log.first, training.environment) if training else ([], {})
+        return History(run, table, first, FAILED, f"{type(error).__name__}: {error}"[:300], environment=made)
 
 
 def problem_of(run: Run, device: str | torch.device = "cpu", *, download: bool = True) -> Problem:

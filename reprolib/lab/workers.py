@@ -84,10 +84,10 @@ class Workers:
 
     def __init__(self, number: int, device: str, keep: Path):
         self._number, self._how = number, (device, keep)
-        methods = multiprocessing.get_all_start_methods()
-        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            self._context.set_forkserver_preload([__name__])
+        served = "forkserver" in multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if served else "spawn")
+        if served:
+            _serve()
         self._processes: dict[connection.Connection, Any] = {}
         self._trained: dict[connection.Connection, Run] = {}
 
@@ -139,14 +139,34 @@ class Workers:
 
     def _hired(self) -> connection.Connection:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, *self._how, plugins.loaded()), daemon=True)
+        process = self._context.Process(
+            target=_work, args=(theirs, *self._how, self._number, plugins.loaded()), daemon=True
+        )
         process.start()
         theirs.close()
         self._processes[ours] = process
         return ours
 
 
-def _work(orders: connection.Connection, device: str, keep: Path, modules: tuple[str, ...]) -> None:
+def _serve() -> None:
+    """Start the server with the modules that this process has, whatever lies in the working directory."""
+    from multiprocessing import forkserver
+
+    here = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    before = {name: os.environ.get(name) for name in here}
+    os.environ.update(here)
+    try:
+        forkserver.set_forkserver_preload([__name__])
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _work(orders: connection.Connection, device: str, keep: Path, number: int, modules: tuple[str, ...]) -> None:
     """What a worker does: it trains the runs that come, until it is sent away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who has sent the orders
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and does not leave half a file
@@ -158,8 +178,9 @@ def _work(orders: connection.Connection, device: str, keep: Path, modules: tuple
             return
         finished, error = False, None
         try:
-            how = {"threads": 1, "modules": modules, "deadline": _after(seconds)}
-            finished = continued(run, device, keep, **how) is not None
+            deadline = _after(seconds)
+            history = continued(run, device, keep, threads=1, modules=modules, workers=number, deadline=deadline)
+            finished = history is not None
         except Exception as raised:
             error = ReprolibError(told(raised))  # not every exception can be sent
         orders.send((finished, error))

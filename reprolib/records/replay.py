@@ -11,10 +11,11 @@ much. The record may be ``MARGIN`` times as far away as the farthest copy. From 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import zip_longest
+from typing import Any
 
 import torch
 
@@ -34,13 +35,16 @@ LEFT = 0.1  # relative
 def differences(record: Record, *, download: bool = False, say: Callable[[str], None] = lambda line: None) -> list[str]:
     """One line per run of ``record`` whose first five losses are not what they were.
 
-    Runs on data sets that are not here are named through ``say`` and passed over, unless ``download``.
+    Runs on data that are not here, or that are not those of the record, are named through ``say`` and passed over.
     """
     found, starts = [], Starts(download)
     runs = {key: run_of(kept["specification"]) for key, kept in record.runs.items()}
     for key in sorted(runs, key=lambda key: repr(common(runs[key]))):
         run, kept = runs[key], record.runs[key]
         try:
+            if why := other_data(starts.problem(run), kept["environment"]):
+                say(f"  {key} not replayed: {why}")
+                continue
             line = difference(run, kept["first_losses"], starts)
         except DataError as error:
             say(f"  {key} not replayed: {error}")
@@ -86,6 +90,15 @@ def departure(
     return None
 
 
+def other_data(problem: Problem, environment: Mapping[str, Any]) -> str:
+    """Why a run that was made in ``environment`` cannot be compared with one on the data that are here; empty: it can."""
+    kept = environment.get("data")
+    if kept is None:  # an old record
+        return "" if problem.published else "its data were made on one machine, and the record has no checksum of them"
+    changed = [name for name, checksum in problem.files.items() if kept.get(name) != checksum]
+    return f"{', '.join(changed)}: not what it was trained on, by the checksums" if changed else ""
+
+
 class Starts:
     """Runs at their start. What two runs in a row have in common, data and first weights, is built once."""
 
@@ -94,11 +107,16 @@ class Starts:
         self._common: tuple[object, ...] = ()
         self._problem: Problem
 
-    def losses(self, run: Run, copy: int = 0) -> list[float]:
-        """The first losses of ``run``, or of a copy whose weights are disturbed before each step."""
+    def problem(self, run: Run) -> Problem:
+        """The task of ``run`` at its start, for whoever does not train it."""
         if self._common != common(run):
             self._problem, self._common = problem_of(run, download=self.download), common(run)
-        problem = replace(self._problem, net=deepcopy(self._problem.net))
+        return self._problem
+
+    def losses(self, run: Run, copy: int = 0) -> list[float]:
+        """The first losses of ``run``, or of a copy whose weights are disturbed before each step."""
+        problem = self.problem(run)
+        problem = replace(problem, net=deepcopy(problem.net))
         random = stream(run.seed, copy, "replay")
 
         @torch.no_grad()

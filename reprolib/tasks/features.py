@@ -7,6 +7,7 @@ augmentation draws from. :func:`write_features` makes such a folder from any net
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from functools import cache
@@ -35,12 +36,10 @@ def load_features(folder: Path, classes: int) -> Dataset:
     Raises:
         DataError: files are missing or do not belong together.
     """
+    paths = [folder / f"{part}-{what}.npy" for part in ("train", "test") for what in ("x", "y")]
     try:
-        x, y, test_x, test_y = (
-            torch.from_numpy(np.load(folder / f"{part}-{what}.npy"))
-            for part in ("train", "test")
-            for what in ("x", "y")
-        )
+        x, y, test_x, test_y = (torch.from_numpy(np.load(path)) for path in paths)
+        files = {path.name: f"sha256 {_digest(path)}" for path in paths}
     except (OSError, ValueError) as error:
         raise DataError(
             f"no features in {folder}: it needs train-x.npy, train-y.npy, test-x.npy, test-y.npy ({error})"
@@ -53,7 +52,13 @@ def load_features(folder: Path, classes: int) -> Dataset:
     mean, std = x[:n].double().mean(0), x[:n].double().std(0).clamp_min(1e-6)
     x, test_x = (((part.double() - mean) / std).float() for part in (x, test_x))
     train = Split(x, y.long().repeat(len(x) // n))
-    return Dataset(folder.name, train, Split(test_x, test_y.long()), classes, 1.0, images=n)
+    test = Split(test_x, test_y.long())
+    return Dataset(folder.name, train, test, classes, 1.0, images=n, files=files, published=False)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @torch.no_grad()
@@ -100,13 +105,19 @@ def pretrain(
     }
 
 
-def cifar100_features() -> Dataset:
+def cifar100_features(download: bool = True) -> Dataset:
     """128 features of CIFAR-100 in four views, of a convolutional network that is trained at the first call (minutes).
 
-    They lie in the data folder, with the network's own accuracy beside them (PRETRAINED).
+    They lie in the data folder, with the network's own accuracy beside them (PRETRAINED). How a network ends depends on the
+    machine: those of another one are others.
+
+    Raises:
+        DataError: they are not there, and neither they nor the images are to be fetched.
     """
     folder = data_folder() / "cifar100-features"
     if not (folder / PRETRAINED).exists():  # written last
+        if not download:
+            raise DataError(f"{folder} is missing: it is made by the first run on it, in some minutes")
         data, augment = load("cifar100"), compose(random_crop(4), horizontal_flip())
         net = _extractor(128, 100)
         found = pretrain(net, data, augment, epochs=8)
@@ -147,7 +158,8 @@ def digits_features() -> Dataset:
     mean, std = views[0].mean(0), views[0].std(0)
     x, test = ((part - mean) / std for part in (torch.cat(views), test))
     train = Split(x, data.train.y.repeat(VIEWS))
-    return Dataset("digits-features", train, Split(test, data.test.y), data.classes, 1.0, images=len(data.train))
+    rest, images = Split(test, data.test.y), len(data.train)
+    return Dataset("digits-features", train, rest, data.classes, 1.0, images=images, files=data.files)
 
 
 @cache

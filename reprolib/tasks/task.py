@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Task:
     """What is trained on what. ``version`` is raised whenever the behaviour changes: records depend on it."""
 
     name: str
-    dataset: str | Callable[[], Dataset]  # a name that `load` knows, or a function that returns your own
+    dataset: str | Callable[..., Dataset]  # a name that `load` knows, or a function that returns your own; see `_data`
     network: Callable[[], nn.Module]
     kind: str  # the loss: a key of LOSSES
     standardise: bool  # pixel values minus mean over standard deviation of the training images; else just within [0, 1]
@@ -76,7 +77,7 @@ class Task:
             batch_seed: of the order of the batches and of the augmentation.
             download: fetch the data set if it is not here.
         """
-        data = self.dataset() if callable(self.dataset) else load(self.dataset, download=download)
+        data = self._data(download)
         views = len(data.train) // data.images if data.images else 1
         if views > 1 and (train_size or held_out):
             raise InvalidInput(f"{self.name} has {views} views of each image: train on all of them")
@@ -115,7 +116,16 @@ class Task:
             net=net.to(device, dtype),
             batches=batches,
             held_out=(prepared(other[0]), other[1].to(device)),
+            files=data.files,
+            published=data.published,
         )
+
+    def _data(self, download: bool) -> Dataset:
+        """The data set; a function that fetches or makes something is told whether it may, if it has that parameter."""
+        if not callable(self.dataset):
+            return load(self.dataset, download=download)
+        told = "download" in signature(self.dataset).parameters
+        return self.dataset(download=download) if told else self.dataset()
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,8 @@ class Problem:
     net: nn.Module
     batches: Batches
     held_out: tuple[Tensor, Tensor]
+    files: Mapping[str, str]  # of the data set, see `Dataset`
+    published: bool  # the data set, see there
 
     def pair(self, x: Tensor, y: Tensor) -> Pair:
         """(closure, loss) of a batch, as the optimizers take them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,13 +28,15 @@ def prose(limit: int | None = None, length: int = LENGTH) -> Dataset:
     spec = find_spec("torch")
     path = Path(spec.origin).parent / "_torch_docs.py" if spec and spec.origin else Path("_torch_docs.py")
     try:
-        text = path.read_text(encoding="utf-8")[:limit]
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path.name} is not part of this PyTorch, so there is no text: {error}") from error
+    text = content.decode()[:limit]
     number = {symbol: i for i, symbol in enumerate(ALPHABET)}
     tokens = torch.tensor([number[symbol] for symbol in text if symbol in number])
     samples = tokens.unfold(0, length + 1, length)
     train = round((1 - TEST) * len(samples))
     labels = torch.zeros(len(samples), dtype=torch.int64)  # every sample is its own target
     first, rest = Split(samples[:train].clone(), labels[:train]), Split(samples[train:].clone(), labels[train:])
-    return Dataset("prose", first, rest, SYMBOLS, 1.0)
+    files = {path.name: f"sha256 {hashlib.sha256(content).hexdigest()}"}
+    return Dataset("prose", first, rest, SYMBOLS, 1.0, files=files)

@@ -132,7 +132,7 @@ def test_it_may_be_told_what_to_take(listed, tmp_path):
         ("red/cifar11", UnknownName, "did you mean 'red/cifar10'"),
         ("red/cifar10:papre", UnknownName, "did you mean 'paper'"),
         ("red/momentum", InvalidInput, "no red/momentum, only for cuda: give a scale as well, red/momentum:SCALE"),
-        ("red/beyond", InvalidInput, "the queue has no red/beyond: give a scale"),
+        ("red/autoencoder", InvalidInput, "the queue has no red/autoencoder: give a scale"),
     ],
 )
 def test_what_it_cannot_take_is_refused(listed, only, error, message):

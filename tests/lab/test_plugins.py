@@ -197,7 +197,9 @@ def test_installed_packages_announce_their_plugins(mylab, monkeypatch):
 
 
 def test_the_command_line_conducts_judges_and_campaigns(mylab):
-    """From a folder that no path names; with two workers of either kind."""
+    """From a folder that no path names and that hides the real package; with two workers of either kind."""
+    (mylab / "reprolib").mkdir()
+    (mylab / "reprolib" / "__init__.py").write_text("raise RuntimeError('not this one')")
     found = reprolib("run", "mylab/wide", "--import", "mylab", "--workers", "2", cwd=mylab)
     assert found.returncode == 0 and "3 runs: 3 finished" in found.stdout, found.stderr
     assert len(Record.load("mylab/wide").runs) == 3

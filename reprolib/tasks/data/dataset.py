@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,6 +45,8 @@ class Dataset:
         classes: number of classes.
         scale: what a raw value is divided by to lie in [0, 1]: 255 for images, 16 for digits, 1 for LIBSVM sets.
         images: where the training part holds several views of each image, how many images there are; else 0.
+        files: checksums of what it was read from, by name.
+        published: whether everybody has the same; features are what somebody's machine made of them.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Dataset:
     classes: int
     scale: float
     images: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
+    published: bool = True
 
 
 def load(name: str, *, folder: str | os.PathLike | None = None, download: bool = True) -> Dataset:
@@ -83,7 +88,9 @@ def load(name: str, *, folder: str | os.PathLike | None = None, download: bool =
 
         fetch(name, folder=place)
     train, test = (_split(which, files, part, place) for part, files in enumerate((which.train, which.test)))
-    return Dataset(name, train, test, which.classes, which.scale)
+    kind = "sha256 of the values" if which.kind == "libsvm" else "md5"  # as the catalogue has them, and just compared
+    files = {file.name: f"{kind} {file.digest}" for file in which.files}
+    return Dataset(name, train, test, which.classes, which.scale, files=files)
 
 
 def _split(which: Entry, files: tuple[File, ...], part: int, folder: Path) -> Split:
@@ -115,7 +122,9 @@ def _digits(which: Entry) -> Dataset:
     if tuple(x.shape) != expected:
         raise DataError(f"scikit-learn's digits have shape {tuple(x.shape)} instead of {expected}")
     train, test = Split(x[~is_test], y[~is_test]), Split(x[is_test], y[is_test])
-    return Dataset(which.name, train, test, which.classes, which.scale)
+    digest = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+    files = {"digits of scikit-learn": f"sha256 of the values {digest}"}
+    return Dataset(which.name, train, test, which.classes, which.scale, files=files)
 
 
 @functools.cache
