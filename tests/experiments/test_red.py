@@ -483,7 +483,7 @@ def test_the_coupon_number():
     assert abs(float(mean) - hyperconvergence.draws(10)) < 4 * float(error)
 
 
-def with_momentum(share=(0.9, 0.7), high=8.0, factor=101.0, down=0.5, low=(2.0, 1.5), untrained=10.0):
+def with_momentum(share=(0.9, 0.7), high=8.0, factor=101.0, down=0.5, low=(2.0, 1.5), untrained=10.0, broken=False):
     column = COLUMNS["smoke"]["cifar100"]
     rows = []
     for line, descent in zip(momentum.LINES, share, strict=True):
@@ -494,7 +494,11 @@ def with_momentum(share=(0.9, 0.7), high=8.0, factor=101.0, down=0.5, low=(2.0, 
         rows += [(r, far) for r in column.runs(line.red, [0], {"beta1": 0.9})]
         near = columns(list(low), descent=[1.0, 1.0])
         rows += [(r, near) for r in column.runs(line.red, [0], {"beta1": 0.9, "lr": 1 - 0.9})]
-    return of(record("red/momentum", rows, untrained))
+    made = record("red/momentum", rows, untrained)
+    for run in made.runs.values():
+        if broken and run["specification"]["options"] == {"beta1": 0.9}:
+            run["status"] = "diverged"
+    return of(made)
 
 
 def test_momentum_counts_torch_steps_as_ten():
@@ -516,6 +520,7 @@ def test_hardly_converging_is_less_than_half_of_the_fall():
         "reproduced",
         "reproduced",
     ]
+    assert with_momentum(high=1.0, broken=True)[statement] == "reproduced"  # it diverges after a good epoch
 
 
 def test_momentum_can_fail_and_needs_a_tuned_method_that_has_learned():
@@ -700,6 +705,25 @@ def test_a_step_that_grows_while_the_loss_rises_does_not_coincide_with_its_fall(
     assert verdicts(down, down, shrinking) == ["not testable here"] * 2  # no growth
     assert verdicts(down, down, growing, untrained=1.0) == ["not testable here"] * 2  # nothing learned
     assert verdicts(down, down, growing, epochs=4) == ["not testable here"] * 2  # four points are no correlation
+
+
+@pytest.mark.parametrize(("scale", "verdict"), [("desk", "not reproduced"), ("paper", "reproduced")])
+def test_ten_epochs_of_the_paper_are_an_early_part_of_its_training(scale, verdict):
+    """The step has grown by epoch 2 of 100 and falls afterwards; the test loss is lowest at epoch 5."""
+    column = COLUMNS["smoke"]["cifar10"]
+    loss = [2.0, *[1.0 - 0.005 * i for i in range(99)]]
+    bowl = [1.0 + 0.1 * abs(i - 4) for i in range(100)]
+    values = columns(loss, step=[0.1, 0.3, *[0.05] * 98], test_loss=bowl)
+    rows = []
+    for name in (*protocol.RED_METHODS, *protocol.BASELINES):
+        rows += [(r, values) for r in column.runs(name, [0], {"lr": 0.1} if name in protocol.BASELINES else {})]
+    judged = verdicts_of(record("red/cifar10", rows, scale=scale))
+    assert {row["verdict"] for row in judged if row["claim"] == "red-c02"} == {verdict}
+    early = [row for row in judged if "rises before the end" in row["statement"]]
+    assert {row["verdict"] for row in early} == {"reproduced"}
+    assert {row["criterion"] for row in early} == {
+        "its minimum lies between 3 and 8 % of training" if scale == "paper" else "its minimum lies in the first 90 %"
+    }
 
 
 def test_generalisation_needs_baselines_that_have_learned():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,7 @@ from reprolib.tasks import task
 
 CYCLES = {"smoke": (1, 3, 1), "desk": (2, 5, 1), "night": (5, 13, 2), "paper": (5, 13, 2)}  # epochs at ℓ = 1, ½, 2
 LENGTHS = {"night": 58}  # epochs, where they are not the column's: two cycles and all but the last phase of a third
-CONTROLLED = (
-    "smoke",
-    "night",
-)  # scales at which the last phase is at ℓ = ½, and a control tells what another order makes
+CONTROLLED = ("smoke", "night")  # scales whose last phase is at ℓ = ½, with a control beside it
 OTHER_ORDER = 100  # its batches are those of the seed plus this
 BARRIER = 0.1  # of the larger of the losses at the two ends
 RAN_END, CONTROL_END = "RAn", "RED, other batches"  # where a segment leads
@@ -41,9 +38,10 @@ def annealing(scale: str, name: str) -> Plan:
     red, ran = ([run for m in RED_METHODS for run in column.runs(m, seeds(scale), o)] for o in ({}, annealed))
     control = [replace(run, batch_seed=run.seed + OTHER_ORDER) for run in red] if scale in CONTROLLED else []
     histories = yield [*red, *ran, *control]
-    ends, segments = histories[: len(red)], []
-    for kind, others in ((RAN_END, histories[len(red) : 2 * len(red)]), (CONTROL_END, histories[2 * len(red) :])):
-        segments += [segment(a, b) | {"to": kind} for a, b in zip(ends, others, strict=False) if a.end and b.end]
+    n, segments = len(red), []
+    for kind, others in ((RAN_END, histories[n : 2 * n]), (CONTROL_END, histories[2 * n :])):
+        pairs = zip(histories[: len(others)], others, strict=True)
+        segments += [segment(a, b) | {"to": kind} for a, b in pairs if a.end and b.end]
     return {REPORTED: histories}, {"segments": segments}
 
 
@@ -143,53 +141,53 @@ def settled(record: Record) -> bool:
 def judged(record: Record, left_open: Sequence[str] = ()) -> list[dict[str, str]]:
     """Claims red-c07 to red-c09, each seed by itself; of the methods that are ``left_open`` the paper says nothing certain."""
     plain, annealed = (Figures(part) for part in split(record))
-    rows, cycle = Figures(record).drawn("fig3"), cycle_of(record)
-    barriers = {
-        (s["task"], s["method"], s["seed"], s.get("to", RAN_END)): s["barrier"] for s in record.notes["segments"]
-    }
-    for name in annealed.tasks:
-        for red in RED_METHODS:
-            label = method(red).label
-            runs = {s: annealed.run(name, red, s) for s in annealed.seeds}
-            losses = {s: rows["epoch_loss"].dropna().tolist() for s, rows in runs.items()}
+    (name,), cycle, rows = annealed.tasks, cycle_of(record), Figures(record).drawn("fig3")
+    barriers = {(s["method"], s["seed"], s.get("to", RAN_END)): s["barrier"] for s in record.notes["segments"]}
 
-            def told(holds: bool | None, seed: int, name: str = name, red: str = red, runs: Any = runs) -> bool | None:
-                return plain.told(holds, [plain.run(name, red, seed)]) if annealed.begun(runs[seed]) else None
+    def by_seed(red: str, holds: Callable[[str, int], bool | None]) -> list[bool | None]:
+        """Where RED has learned, and RAn has begun to."""
+        begun = [annealed.begun(annealed.run(name, red, s)) for s in annealed.seeds]
+        told = [plain.told(holds(red, s), [plain.run(name, red, s)]) for s in annealed.seeds]
+        return [answer if ok else None for answer, ok in zip(told, begun, strict=True)]
 
-            rows += [
+    def losses(red: str, seed: int) -> list[float]:
+        return annealed.run(name, red, seed)["epoch_loss"].dropna().tolist()
+
+    def elsewhere(red: str, seed: int) -> bool | None:
+        ran, control = (barriers.get((red, seed, to)) for to in (RAN_END, CONTROL_END))
+        if ran is None or control is None or red in left_open or not settled(record):
+            return None
+        return ran > max(BARRIER, control)
+
+    for red in RED_METHODS:
+        label = method(red).label
+        rows += [
+            annealed.by_seed(
+                "red-c07",
+                f"with {label} hyperexploration raises the training loss",
+                name,
+                "it rises in at least 90 % of the phases with ℓ = 2, and falls in the mean of those with ℓ = ½",
+                by_seed(red, lambda *run: raised(losses(*run), cycle) and lowered(losses(*run), cycle)),
+            ),
+            annealed.by_seed(
+                "red-c08",
+                f"with {label} ℓ = 1 does not raise the training loss",
+                name,
+                "over the phases with ℓ = 1 it does not rise in the mean, against the level before the ℓ = 2 that precedes",
+                by_seed(red, lambda *run: not_raised(losses(*run), cycle)),
+            ),
+        ]
+        if any(key[0] == red for key in barriers):
+            rows.append(
                 annealed.by_seed(
-                    "red-c07",
-                    f"with {label} hyperexploration raises the training loss",
+                    "red-c09",
+                    f"{label} with and without annealing end in different basins",
                     name,
-                    "it rises in at least 90 % of the phases with ℓ = 2, and falls in the mean of those with ℓ = ½",
-                    [told(raised(x, cycle) and lowered(x, cycle), s) for s, x in losses.items()],
-                ),
-                annealed.by_seed(
-                    "red-c08",
-                    f"with {label} ℓ = 1 does not raise the training loss",
-                    name,
-                    "over the phases with ℓ = 1 it does not rise in the mean, against the level before the ℓ = 2 that precedes",
-                    [told(not_raised(x, cycle), s) for s, x in losses.items()],
-                ),
-            ]
-
-            def elsewhere(seed: int, name: str = name, red: str = red) -> bool | None:
-                ran, control = (barriers.get((name, red, seed, to)) for to in (RAN_END, CONTROL_END))
-                if ran is None or control is None or red in left_open or not settled(record):
-                    return None
-                return ran > max(BARRIER, control)
-
-            if (name, red, annealed.seeds[0], RAN_END) in barriers:
-                rows.append(
-                    annealed.by_seed(
-                        "red-c09",
-                        f"{label} with and without annealing end in different basins",
-                        name,
-                        f"on the segment between the ends, RAn's after ℓ = ½, the training loss rises more than "
-                        f"{100 * BARRIER:g} % above both, and more than on that to RED's end with other batches",
-                        [told(elsewhere(s), s) for s in annealed.seeds],
-                    )
+                    f"on the segment between the ends, RAn's after ℓ = ½, the training loss rises more than "
+                    f"{100 * BARRIER:g} % above both, and more than on that to RED's end with other batches",
+                    by_seed(red, elsewhere),
                 )
+            )
     return rows
 
 

@@ -13,6 +13,7 @@ from reprolib.experiments.column import Column
 from reprolib.experiments.red.protocol import RED_METHODS, Figures, column_of, halves, note, seeds
 from reprolib.lab.methods import DESCENT
 from reprolib.lab.plan import Plan, together
+from reprolib.lab.train import FINISHED
 from reprolib.records.record import REPORTED, TRIAL, Record
 
 NAME = "red/momentum"
@@ -82,10 +83,12 @@ def verdicts(record: Record) -> list[dict[str, str]]:
         return table[(table["method"] == method) & (table["seed"] == seed) & chosen]
 
     def last(method: str, seed: int, ell: float | None = None) -> float:
-        return rows(method, seed, ell)["epoch_loss"].dropna().iloc[-1]
+        of = rows(method, seed, ell)
+        ended = seen.reported[of["key"].iloc[0]]["status"] == FINISHED
+        return of["epoch_loss"].dropna().iloc[-1] if ended else math.inf
 
     def fall(method: str, seed: int, ell: float | None = None) -> float:
-        return math.log(seen.untrained(task, method, seed) / last(method, seed, ell))
+        return math.log(seen.untrained(task, method, seed)) - math.log(last(method, seed, ell))
 
     def step(method: str, seed: int, ell: float | None = None) -> float:
         return rows(method, seed, ell)["step"].median()

@@ -34,9 +34,7 @@ LEARNED, BEGUN = 0.5, 0.8
 # the paper's "first ten epochs" of 500 on CIFAR, as a fraction of training: at night it has as many updates, ten epochs would
 # be less than one at the desk
 EARLY = {"paper": 0.02}
-LOWEST = {
-    "paper": (0.03, 0.08)
-}  # where the test loss on CIFAR has its minimum: epochs 15 to 40, the paper's 25 in between
+LOWEST = {"paper": (0.03, 0.08)}  # where the test loss on CIFAR is lowest: epochs 15 to 40, around the paper's 25
 GROWTH = 1.5  # of the step, in that time
 TOGETHER = 0.5  # rank correlation of the step with the falling loss, over at least so many epochs
 EPOCHS = 5
