@@ -90,6 +90,6 @@ class Provisioner(LocalProvisioner):
             return await super().launch_kernel(cmd, **kwargs)
         self.cwd = kwargs.get("cwd") or os.getcwd()
         kernel.launch(cmd, kwargs["env"], self.cwd)
-        self.process = kernel
+        self.process = kernel  # type: ignore[assignment]  # it is asked for what a Forked has, too
         self.pid = self.pgid = kernel.pid
         return self.connection_info

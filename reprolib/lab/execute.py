@@ -106,7 +106,7 @@ def _histories(
     with _cluster(scheduler) if scheduler else joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
         try:
-            how = {"threads": 1, "modules": plugins.loaded(), "workers": None if scheduler else workers}
+            how = {"threads": 1, "known": plugins.known(), "workers": None if scheduler else workers}
             yield from parallel(joblib.delayed(trained)(run, device, keep, **how) for run in waiting)
         except TerminatedWorkerError as error:
             raise ReprolibError(
@@ -144,7 +144,7 @@ def continued(
     keep: Path | None,
     *,
     threads: int | None = None,
-    modules: Sequence[str] = (),
+    known: tuple[Sequence[str], Sequence[str]] = ((), ()),
     workers: int | None = 1,
     deadline: Callable[[], bool] = lambda: False,
 ) -> History | None:
@@ -155,13 +155,13 @@ def continued(
         device: where.
         keep: folder of finished runs and checkpoints.
         threads: of torch, where this is a process of its own.
-        modules: plug-ins to import first; there a process of its own knows the task and the method from.
+        known: plug-ins from which a process of its own knows the task and the method, as `plugins.known` says them.
         workers: how many train side by side on this machine, as far as that is known; for its environment.
         deadline: see :func:`reprolib.lab.train.train`; ``None`` is returned if it came first.
     """
-    plugins.load(*modules)
-    for what, name, known in (("task", run.task, TASKS), ("method", run.method, METHODS)):
-        if name not in known:
+    plugins.know(*known)
+    for what, name, names in (("task", run.task, TASKS), ("method", run.method, METHODS)):
+        if name not in names:
             raise InvalidInput(
                 f"this worker process knows no {what} {name!r}: register it in a module, and name that with --import, "
                 "or reprolib.lab.plugins.load"

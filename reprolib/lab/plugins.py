@@ -7,6 +7,7 @@ group ``reprolib.plugins``. Worker processes get their names and import them bef
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -38,6 +39,20 @@ def load(*names: str) -> None:
         except Exception as error:
             raise _broken(name, error) from error
         _LOADED.append(name)
+
+
+def known() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What another process needs to know the same plug-ins: their names, and the folders where modules are found."""
+    return loaded(), tuple(filter(None, sys.path))
+
+
+def know(names: Sequence[str], folders: Sequence[str]) -> None:
+    """Load what :func:`known` said in another process, even if this one began before there was such a folder.
+
+    Raises: as :func:`load`.
+    """
+    sys.path.extend(folder for folder in folders if folder not in sys.path)
+    load(*names)
 
 
 def load_from_here(*names: str) -> None:

@@ -140,7 +140,7 @@ class Workers:
     def _hired(self) -> connection.Connection:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_work, args=(theirs, *self._how, self._number, plugins.loaded()), daemon=True
+            target=_work, args=(theirs, *self._how, self._number, plugins.known()), daemon=True
         )
         process.start()
         theirs.close()
@@ -166,7 +166,7 @@ def _serve() -> None:
                 os.environ[name] = value
 
 
-def _work(orders: connection.Connection, device: str, keep: Path, number: int, modules: tuple[str, ...]) -> None:
+def _work(orders: connection.Connection, device: str, keep: Path, number: int, known: Any) -> None:
     """What a worker does: it trains the runs that come, until it is sent away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who has sent the orders
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and does not leave half a file
@@ -179,7 +179,7 @@ def _work(orders: connection.Connection, device: str, keep: Path, number: int, m
         finished, error = False, None
         try:
             deadline = _after(seconds)
-            history = continued(run, device, keep, threads=1, modules=modules, workers=number, deadline=deadline)
+            history = continued(run, device, keep, threads=1, known=known, workers=number, deadline=deadline)
             finished = history is not None
         except Exception as raised:
             error = ReprolibError(told(raised))  # not every exception can be sent

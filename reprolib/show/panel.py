@@ -153,8 +153,8 @@ def ticks(ax: Axes, at: Sequence[float], words: Sequence[str] | None = None, *, 
 
 
 def few_ticks(ax: Axes) -> None:
-    """On logarithmic axes ticks at 1, 2 and 5 times powers of ten where there is room, as plain numbers, and no labels between."""
-    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+    """On logarithmic axes ticks at 1, 2 and 5 times powers of ten where there is room, and none between."""
+    from matplotlib.ticker import LogLocator, NullLocator
 
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() != "log":
@@ -163,9 +163,7 @@ def few_ticks(ax: Axes) -> None:
         wide = high > 30 * low
         axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=5))
         axis.set_major_formatter((lambda v, _: power(v)) if high > 1e4 or low < 1e-3 else "{x:g}")
-        axis.set_minor_formatter(NullFormatter())
-        if high > 1e3 * low:
-            axis.set_minor_locator(NullLocator())  # there would be dozens
+        axis.set_minor_locator(NullLocator())
         if high < 4 * low:  # too narrow for two of them
             axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7), numticks=15))
 

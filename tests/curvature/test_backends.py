@@ -7,8 +7,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import Squash, case
-from reference import flat, gradient_graph, hessian, jacobian, per_sample_hessians
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reprolib.curvature import expand
 from reprolib.curvature.backends import ANSWERS, BACKENDS, QUESTIONS
 from reprolib.errors import UnsupportedOperation, UntrackedOperation
+from tests.curvature.cases import Squash, case
+from tests.curvature.reference import flat, gradient_graph, hessian, jacobian, per_sample_hessians
 
 
 @cache

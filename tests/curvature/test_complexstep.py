@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import LOSSES, NETWORKS, case
-from reference import flat
-from test_rules import CLASSES, OPERATIONS, SOFT, image, point
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +12,9 @@ from reprolib.curvature import expand
 from reprolib.curvature.complex import backend as complexstep
 from reprolib.curvature.complex.analytic import EXTENSIONS
 from reprolib.errors import UnsupportedOperation
+from tests.curvature.cases import LOSSES, NETWORKS, case
+from tests.curvature.reference import flat
+from tests.curvature.test_rules import CLASSES, OPERATIONS, SOFT, image, point
 
 SIGNED = torch.tensor([[-1.0, 2.0, -3.0, 0.5]], dtype=torch.float64)
 

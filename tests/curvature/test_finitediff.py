@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import LOSSES, NETWORKS, case
-from reference import flat
 
 from reprolib.curvature import expand, finitediff
 from reprolib.curvature.network import Network
 from reprolib.errors import UnknownName
+from tests.curvature.cases import LOSSES, NETWORKS, case
+from tests.curvature.reference import flat
 
 EPS = torch.finfo(torch.float64).eps
 # errors relative to derivatives of order one; the derivatives of these networks are up to some hundred times larger

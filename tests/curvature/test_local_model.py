@@ -6,8 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import LOSSES, NETWORKS, Squash, case
-from reference import flat, hessian, jacobian, per_sample_hessians
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reprolib.curvature import expand
 from reprolib.curvature.backends import BACKENDS
 from reprolib.curvature.tree import inner
+from tests.curvature.cases import LOSSES, NETWORKS, Squash, case
+from tests.curvature.reference import flat, hessian, jacobian, per_sample_hessians
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 

@@ -13,9 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import two_ranks
-from cases import LOSSES, Case, case
-from reference import flat
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,6 +20,9 @@ from reprolib.curvature import expand
 from reprolib.curvature.parts import Parts
 from reprolib.errors import InvalidInput, ModelConsumed, NotRepeatable, UnknownName, UnsupportedOperation
 from reprolib.optim import RED
+from tests.curvature import two_ranks
+from tests.curvature.cases import LOSSES, Case, case
+from tests.curvature.reference import flat
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 SIZES = [3, 1, 2]  # of the six samples of a case

@@ -7,7 +7,6 @@ import weakref
 
 import pytest
 import torch
-from cases import Squash, case
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,6 +21,7 @@ from reprolib.errors import (
     UnsupportedOperation,
     UntrackedOperation,
 )
+from tests.curvature.cases import Squash, case
 
 
 @pytest.fixture(params=BACKENDS)

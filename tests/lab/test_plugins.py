@@ -117,7 +117,23 @@ def reprolib(*words: str, cwd: Path, **environ: str) -> subprocess.CompletedProc
     return subprocess.run([sys.executable, "-c", code, *words], cwd=cwd, env=environ, capture_output=True, text=True)
 
 
-def test_several_workers_train_tasks_and_methods_of_a_plugin(mylab):
+def test_several_workers_train_tasks_and_methods_of_a_plugin(mylab, monkeypatch):
+    # the processes began before anybody knew of the folder, as in a notebook that has trained already
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(mylab)])
+    execute(
+        [
+            Run.of(
+                "sgd", task="digits-classifier", batch_size=50, epochs=1, seed=s, train_size=100, options={"lr": 0.1}
+            )
+            for s in range(2)
+        ],
+        workers=2,
+    )
+    monkeypatch.syspath_prepend(str(mylab))
     plugins.load("mylab")
     histories = execute(runs(), workers=2)
     assert all(same(history, train(history.run)) for history in histories)

@@ -159,8 +159,10 @@ def share_of_features(name: str, batch: int) -> float:
     with torch.device("meta"):  # its structure is enough
         net = task(name).network()
         assert isinstance(net, nn.Sequential)
+        head = net[-1]
+        assert isinstance(head, nn.Linear)
         features = count(lambda: net[:-1](torch.empty(batch, *shape)))
-        last = count(lambda: net[-1](torch.empty(task(name + MEMORY).memory, net[-1].in_features)))
+        last = count(lambda: head(torch.empty(task(name + MEMORY).memory, head.in_features)))
     return features / (features + last)
 
 

@@ -127,7 +127,7 @@ def verdicts(record: Record) -> list[dict[str, str]]:
     for line in LINES:
         label = {"red-sgd": "RED-SGD", "red-rmsprop": "RED-RMSProp"}[line.red] + " with momentum"
         own = [(line.red, None), (line.red, low)]  # without momentum, and with it from the smaller ℓ
-        criteria = {
+        criteria: dict[str, Sequence[tuple[str, str, list[bool | None]]]] = {
             "red-c18": (
                 (
                     f"{label} from ℓ = 1 hardly converges",

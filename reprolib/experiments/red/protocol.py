@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -94,6 +95,8 @@ def halves(scale: str) -> bool:
 def figure2(scale: str, name: str, seeds: Sequence[int]) -> Plan:
     """A column of Figure 2: the baselines tuned, all four methods on all seeds, the baselines untuned; notes have the grids."""
     column = column_of(scale, name)
+    if scale == "smoke":  # one page conducts all four columns with their tunings
+        column = replace(column, epochs=4, train_size=640)
     red = [run for method in RED_METHODS for run in column.runs(method, seeds)]
     (own, default), *tuned = yield from together(
         [column.beside_defaults(red, BASELINES, seeds)]
