@@ -182,6 +182,11 @@ class Costs:
         write(csv, self.table.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
         write(meta, json.dumps(self.about, indent=1, ensure_ascii=False) + "\n")
 
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether both files are there."""
+        return all(file.exists() for file in _files(path))
+
     @classmethod
     def load(cls, path: Path) -> Costs:
         """Read them again.

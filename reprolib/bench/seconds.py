@@ -2,7 +2,7 @@
 
 The seconds of a history are those of that day: with other runs beside it, or other work on the machine, they cannot be
 compared with another run's. Here the steps of all methods on a task take turns in one process, on a machine that has
-nothing else to do (``reprolib bench seconds NAME``), and what is shown over seconds is :func:`seconds_of` a record.
+nothing else to do (``reprolib bench seconds NAME``), and what is shown or judged over seconds is a :func:`timed` record.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -39,7 +41,7 @@ def seconds_of(record: Record, costs: Costs | None = None) -> pd.Series:
     Raises:
         RecordError: the steps of one of its runs have not been measured.
     """
-    costs = costs or Costs.load(folder() / record.name / f"seconds-{record.scale}.cpu")
+    costs = costs or Costs.load(_published(record))
     known = dict(zip(costs.table["work"], costs.table["seconds"], strict=True))
     each = {key: known.get(work(run_of(kept["specification"]))) for key, kept in record.runs.items()}
     if missing := [key for key in record.rows["key"].unique() if each[key] is None]:
@@ -48,6 +50,17 @@ def seconds_of(record: Record, costs: Costs | None = None) -> pd.Series:
             f"--scale {record.scale}`"
         )
     return record.rows["iteration"] * record.rows["key"].map(each)
+
+
+def timed(record: Record) -> Record:
+    """The record with :func:`seconds_of` it in place of the seconds of that day, if the cost of its steps is published."""
+    if not Costs.exists(_published(record)):
+        return record
+    return replace(record, rows=record.rows.assign(seconds=seconds_of(record)))
+
+
+def _published(record: Record) -> Path:
+    return folder() / record.name / f"seconds-{record.scale}.cpu"
 
 
 def work(run: Run) -> str:

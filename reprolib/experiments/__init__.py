@@ -18,6 +18,7 @@ from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any
 
+from reprolib.bench.seconds import timed
 from reprolib.errors import InvalidInput, UnknownName
 from reprolib.lab import plugins
 from reprolib.lab.plan import Execute, Plan, follow
@@ -107,5 +108,8 @@ def conduct(name: str, scale: str, execute: Execute) -> Record:
 
 
 def verdicts_of(record: Record) -> list[dict[str, str]]:
-    """What a record says of the claims that its experiment is about: claim, statement, task, criterion, verdict."""
-    return module(record.name).verdicts(record)
+    """What a record says of the claims that its experiment is about: claim, statement, task, criterion, verdict.
+
+    Its seconds are those of equal work (:mod:`reprolib.bench.seconds`) where the cost of its steps is published.
+    """
+    return module(record.name).verdicts(timed(record))

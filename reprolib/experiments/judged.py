@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reprolib.bench.seconds import timed
 from reprolib.experiments import experiments, verdicts_of
 from reprolib.experiments.red import price
 from reprolib.records.record import Record, published
@@ -16,7 +17,7 @@ def judged() -> list[dict[str, str]]:
     for name, scale in sorted(published(), key=lambda item: SCALES.index(item[1])):
         if scale in CONCLUSIVE:
             best[name] = scale
-    records = [Record.load(name, best[name]) for name in experiments() if name in best]
+    records = [timed(Record.load(name, best[name])) for name in experiments() if name in best]
     alone = [(record, verdicts_of(record)) for record in records]
     rows = [row | {"scale": record.scale} for record, rows in alone for row in rows]
     return rows + [row for more in BESIDE for row in more(alone)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+from reprolib.bench.seconds import timed
 from reprolib.experiments import conduct, verdicts_of
 from reprolib.lab.execute import execute
 from reprolib.lab.store import runs_folder
@@ -16,15 +17,20 @@ from reprolib.show import report
 
 @dataclass(frozen=True)
 class Shown:
-    """``live`` was conducted now, at the scale of the page; ``best`` is the record of the largest scale that has one."""
+    """``live`` was conducted now, at the scale of the page; ``record`` is that of the largest scale that has one."""
 
     live: Record
-    best: Record
+    record: Record
+
+    @cached_property
+    def best(self) -> Record:
+        """The record, its seconds those of equal work: steps times what one costs, where that has been measured."""
+        return timed(self.record)
 
     @property
     def verdicts(self) -> list[dict[str, str]]:
         """What the best record says of the papers' claims."""
-        return verdicts_of(self.best)
+        return verdicts_of(self.record)
 
     def origin(self, chapter: str) -> None:
         """Display where both are from, and the command that makes ``chapter`` at their scales again.
@@ -33,9 +39,9 @@ class Shown:
         """
         from IPython.display import Markdown, display
 
-        again = f"make book SCALE={self.best.scale} ONLY={chapter}"
-        line = f"*Shown, `{self.best.name}`:* " + report.origin(self.best, again)
-        if self.live.scale != self.best.scale:
+        again = f"make book SCALE={self.record.scale} ONLY={chapter}"
+        line = f"*Shown, `{self.record.name}`:* " + report.origin(self.record, again)
+        if self.live.scale != self.record.scale:
             line += f" · computed again at scale {self.live.scale} while this page was built"
         display(Markdown(line))
         report.value(self.best.name, report.conditions(self.best))
@@ -87,7 +93,7 @@ def provenance(*results: Shown) -> None:
 
     lines = []
     for result in results:
-        best, live = result.best, result.live
+        best, live = result.record, result.live
         line = f"- `{best.name}`: " + report.origin(best, f"reprolib run {best.name} --scale {best.scale}")
         lines.append(line + f" · also at scale {live.scale}, just now" * (live.scale != best.scale))
     display(Markdown("\n".join(lines)))

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from reprolib.bench import harness
 from reprolib.bench.harness import Costs
-from reprolib.bench.seconds import COLUMNS, Going, costs, measure, seconds_of, work
+from reprolib.bench.seconds import COLUMNS, Going, costs, measure, seconds_of, timed, work
 from reprolib.cli.bench import command
 from reprolib.errors import RecordError
 from reprolib.lab import History, Run, train
@@ -76,10 +76,12 @@ def test_seconds_are_steps_times_their_cost(tmp_path, monkeypatch):
     seconds = seconds_of(record, costs(found, record, "cpu", 1, 0.1))
     assert seconds.tolist() == [0.5, 2.0, 1.0, 20.0]
     monkeypatch.setenv("REPROLIB_RECORDS", str(tmp_path))
+    assert timed(record) is record
     with pytest.raises(RecordError, match=r"seconds-smoke\.cpu"):
         seconds_of(record)
     costs(found, record, "cpu", 1, 0.1).save(tmp_path / "red/trial/seconds-smoke.cpu")
-    assert seconds_of(record).tolist() == seconds.tolist()
+    assert seconds_of(record).tolist() == timed(record).rows["seconds"].tolist() == seconds.tolist()
+    assert set(record.rows["seconds"]) == {1000}  # how long it took that day is still there
     with pytest.raises(RecordError, match=f"nobody has measured a step of run {run('adamw').key}"):
         seconds_of(record, costs(found[:1], record, "cpu", 1, 0.1))
 

@@ -34,7 +34,7 @@ def verdicts(judged: Sequence[tuple[Record, Rows]]) -> Rows:
     """Rows as those of an experiment, and their ``scale``; ``judged`` are the records with what each says alone."""
     timed = [record for record, rows in judged if any(found["claim"] == "red-tab3-time" for found in rows)]
     path = folder() / COST
-    costs = [Costs.load(path)] if path.with_name(f"{COST}.csv").exists() else []
+    costs = [Costs.load(path)] if Costs.exists(path) else []
     return dense_is_cheaper(timed) + [found for of in costs for found in memory(of)]
 
 
