@@ -493,7 +493,9 @@ def test_without_scikit_learn_there_is_an_instruction(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", [None, gzip.compress(b"1,2,x\n"), gzip.compress(b"1,2\n"), gzip.compress(b"1,2\n" * 1000)[:-20]]
+    "content",
+    [None, gzip.compress(b"1,2,x\n"), gzip.compress(b"1,2\n"), gzip.compress(b"1,2\n" * 1000)[:-20]],
+    ids=["missing", "no number", "a column short", "truncated"],  # the bytes hold the time
 )
 def test_a_damaged_copy_of_the_digits_is_named(tmp_path, monkeypatch, content):
     path = tmp_path / "datasets" / "data" / "digits.csv.gz"
