@@ -27,27 +27,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp as forward
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from reprolib.curvature import autodiff
-from reprolib.curvature.network import Network
+from reprolib.curvature.nested import first_of, kind_of, second_of
+from reprolib.curvature.network import Network, Second, uncompiled
 from reprolib.curvature.tape.blocks import Blockwise
-from reprolib.curvature.tape.node import Node, Value, reader
+from reprolib.curvature.tape.node import Node, Value, filled, reader
 from reprolib.curvature.tape.recompute import adjoints_again
 from reprolib.curvature.tape.recorder import Tape
 from reprolib.curvature.tape.recording import Recording
 from reprolib.curvature.tape.rules.registry import rerun
 from reprolib.curvature.tree import Tensors
-from reprolib.errors import UnsupportedOperation
 
 
 def run(net: Network) -> tuple[Tensor, Tensor]:
     """The ordinary pass, recorded: outputs and per-sample losses."""
     hessian = net.options.curvature == "hessian"
     tape = Tape(net.params, adjoints=hessian, shared=hessian and net.options.products == "shared")
-    with tape:
+    with uncompiled(), tape:
         outputs = tape.current(net.closure())
         tape.at_outputs = len(tape.nodes)
         losses = tape.current(net.losses_of(outputs))
@@ -76,16 +74,16 @@ def jvp(net: Network, d: Tensors) -> Tensor:
     return replay.at(r.ends[0], replay.first)
 
 
-def second(net: Network, d: Tensors, e: Tensors) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Per sample (no new losses, ⟨∇J_s, d⟩, dᵀ∇²J_s e): one replay; two, by polarisation, if e is not d."""
+def second(net: Network, d: Tensors, e: Tensors) -> Second:
+    """Per sample ⟨∇J_s, d⟩ and dᵀ∇²J_s e: one replay; two, by polarisation, if e is not d."""
     net.gradient()  # with it come the adjoints
     if e is not d:
         # 4 dᵀHe = (d+se)ᵀH(d+se) − (d−se)ᵀH(d−se), over s, the scale that makes both the same size
         scale = (_norm(d) / _norm(e)).nan_to_num(1.0, 1.0, 1.0)
         slope, plus = _curvature(net, [x + scale * y for x, y in zip(d, e, strict=True)], free=False)
         other, minus = _curvature(net, [x - scale * y for x, y in zip(d, e, strict=True)], free=not net.options.retain)
-        return None, (slope + other) / 2, (plus - minus) / (4 * scale)
-    return None, *_curvature(net, d, free=not net.options.retain)
+        return Second((slope + other) / 2, (plus - minus) / (4 * scale))
+    return Second(*_curvature(net, d, free=not net.options.retain))
 
 
 def hvp(net: Network, d: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -203,7 +201,7 @@ class Replay:
 
 
 def fallback(node: Node, t: Callable, u: Callable | None) -> tuple[Any, Any]:
-    """Nested forward mode of one operation that has no rule, run again on its recorded inputs: (ẏ, ÿ)."""
+    """(ẏ, ÿ) of an operation that has no rule, run again on its recorded inputs: by PyTorch's own modes (``nested.py``)."""
     values = list({v.id: v for v in node.inputs()}.values())
 
     def tangents(table: Callable) -> tuple[Tensor, ...]:
@@ -214,18 +212,18 @@ def fallback(node: Node, t: Callable, u: Callable | None) -> tuple[Any, Any]:
         given = {v.id: x for v, x in zip(values, xs, strict=True)}
         return tuple(rerun(node, lambda v: given[v.id]))
 
-    xs, ds = tuple(v.data for v in values), tangents(t)
-    try:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
-            if u is None:
-                return tuple(y.detach() for y in forward(f, xs, ds)[1]), None
-            ys, ss = forward(lambda *z: forward(f, z[: len(xs)], z[len(xs) :])[1], (*xs, *ds), (*ds, *tangents(u)))  # type: ignore[misc]
-        return tuple(y.detach() for y in ys), tuple(s.detach() for s in ss)
-    except (RuntimeError, NotImplementedError) as error:
-        line = (str(error).splitlines() or [""])[0][:200]
-        raise UnsupportedOperation(
-            f"{node.name} has no rule and cannot be differentiated twice in forward mode: {line}"
-        ) from error
+    xs = tuple(map(_data, values))
+    if u is None:
+        return first_of(node.name, f, xs, tangents(t)), None
+    moving = {id(x) for x in xs}
+    args, kwargs = filled(node.call[0], _data), {k: filled(v, _data) for k, v in node.call[1].items()}
+    kind = kind_of(node.func, args, kwargs, lambda x: id(x) in moving)
+    return second_of(node.name, kind, f, xs, tangents(t), tangents(u))
+
+
+def _data(v: Value) -> Tensor:
+    assert v.data is not None
+    return v.data
 
 
 def _norm(d: Tensors) -> Tensor:
