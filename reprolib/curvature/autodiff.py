@@ -16,6 +16,7 @@ from reprolib.curvature.nested import trusted
 from reprolib.curvature.network import Network, Second
 from reprolib.curvature.replay import translated
 from reprolib.curvature.tree import Tensors
+from reprolib.errors import UnsupportedOperation
 
 
 def run(net: Network) -> tuple[Tensor, Tensor]:
@@ -90,4 +91,23 @@ def _grad(y, x, v=None, create_graph=False) -> tuple[Tensor, ...]:
     if not pairs:
         return tuple(torch.zeros_like(t) for t in x)
     ys, vs = zip(*pairs, strict=True)
-    return torch.autograd.grad(ys, x, vs, create_graph=create_graph, retain_graph=True, materialize_grads=True)
+    found = torch.autograd.grad(ys, x, vs, create_graph=create_graph, retain_graph=True, materialize_grads=True)
+    if create_graph:
+        _refuse_constants(found)
+    return found
+
+
+def _refuse_constants(made: Tensors) -> None:
+    """What a custom function marked ``once_differentiable`` returns looks constant to a second derivative: no error, a zero."""
+    waiting, seen = [t.grad_fn for t in made if t.grad_fn is not None], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise UnsupportedOperation(
+                "a custom autograd function of the network is marked once_differentiable, so it has no second derivative: "
+                "write its backward with differentiable operations, without the mark"
+            )
+        waiting.extend(below for below, _ in node.next_functions if below is not None)

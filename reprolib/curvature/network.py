@@ -128,15 +128,15 @@ class Network:
         self.graph = self.recording = self.known = None
 
     def hand_over(self, why: str) -> None:
-        """Let ``instead`` answer from now on, and say so; the error that ``why`` describes if nobody may."""
+        """Let ``instead`` answer from now on; the error that ``why`` describes if nobody may."""
         if self._instead is None:
             raise UnsupportedOperation(why)
         self.backend, self._instead, self.handed_over, self.recording = self._instead, None, why, None
-        warnings.warn(
-            f"{why}. Reverse mode answers instead, slower; fallback='refuse' makes this an error",
-            HandedOver,
-            stacklevel=2,
-        )
+
+    def announce(self) -> None:
+        """Say that somebody else answers, and why; Python shows the same warning once."""
+        how = "reverse mode answers instead, at two to three times the price; fallback='refuse' makes this an error"
+        warnings.warn(f"{self.handed_over} ({how})", HandedOver, stacklevel=2)
 
     def ask(self, question: Callable[[Backend], Any]) -> Any:
         """``question`` of the backend; of the one behind it, if the first cannot answer."""
@@ -146,7 +146,9 @@ class Network:
             if self._instead is None:
                 raise
             self.hand_over(str(error))
-        return question(self.backend)
+        answer = question(self.backend)
+        self.announce()
+        return answer
 
     @property
     def written(self) -> bool:
