@@ -239,18 +239,32 @@ class LocalModel:
         if not self._options.check:
             return
         if losses is not None:
-            check_repeated(self.losses, losses)
+            try:
+                check_repeated(self.losses, losses)
+            except NotRepeatable:
+                self._refuse_changed()
+                raise
         tolerance = _tolerance(self.losses)
         expected, found = inner(self.gradient, d), slopes.mean()
         size = inner([g.abs() for g in self.gradient], [x.abs() for x in d])
-        # a slope below the rounding error of J over a step of relative size 1: of dead units only rounding errors are left
+        # a slope below the rounding errors of the losses over a step of relative size 1: where they do not depend on θ
+        # (dead units, a vector of length one that is normalised) only rounding errors are left, of a few operations
         lengths = [torch.stack(torch._foreach_norm(list(x))).norm() for x in (d, [p.detach() for p in self._params])]
-        noise = torch.finfo(self.losses.dtype).eps * self.loss.abs() * lengths[0] / (1 + lengths[1])
+        noise = 100 * torch.finfo(self.losses.dtype).eps * self.losses.abs().mean() * lengths[0] / (1 + lengths[1])
         # False for NaN: non-finite losses are the caller's to see
         if bool((found - expected).abs() > tolerance * size + noise):
+            self._refuse_changed()
             raise UntrackedOperation(
                 f"the loss changes by {float(found):.6g} along d, but ⟨gradient, d⟩ = {float(expected):.6g}: part of the "
                 "network is invisible here (a scripted module, a custom autograd function, parameters used through .data)"
+            )
+
+
+    def _refuse_changed(self) -> None:
+        """Say so if the parameters are not those of the pass."""
+        if self._net is not None and self._net.written:
+            raise InvalidInput(
+                "somebody wrote into the parameters after expand(): ask all questions before the step, or expand again"
             )
 
 

@@ -124,7 +124,7 @@ def trusted(func: Callable, args: tuple, kwargs: dict) -> Any:
     def f(*xs: Tensor) -> tuple[Tensor, ...]:
         put = lambda x: map_tensors(x, lambda t: xs[places[id(t)]] if id(t) in places else t)  # noqa: E731
         made = written_out(func, put(args), {k: put(v) for k, v in kwargs.items()})
-        return tuple(t for t in tensors(made) if t.is_floating_point())
+        return tuple(t for t in tensors(made) if t.is_floating_point() or t.is_complex())
 
     before = torch.get_rng_state()
     how = way(name, which, f, [t.detach() for t in moving])
@@ -174,7 +174,7 @@ def _chosen(name: str, f: Function, xs: Tensors) -> str:
         except (RuntimeError, NotImplementedError) as error:
             found = (str(error).splitlines() or [""])[0][:120]
             continue
-        terms = torch.cat([(a * b).reshape(-1) for a, b in zip(w, second, strict=True)])
+        terms = torch.cat([_products(a, b).reshape(-1) for a, b in zip(w, second, strict=True)])
         value, size = terms.sum(), terms.abs().sum()
         if _agree(value, expected, size):
             return how
@@ -184,9 +184,9 @@ def _chosen(name: str, f: Function, xs: Tensors) -> str:
 
 def _expected(ys: Sequence[Tensor], w: Sequence[Tensor], at: Tensors, v: Tensors) -> Tensor:
     """⟨v, ∇⟨v, ∇⟨w, F⟩⟩⟩."""
-    total = sum((a * b).sum() for a, b in zip(w, ys, strict=True) if b.requires_grad)
-    zero = at[0].new_zeros(())
-    if not isinstance(total, Tensor):
+    total = _contracted([y if y.requires_grad else None for y in ys], w)
+    zero = at[0].real.new_zeros(())
+    if total is None:
         return zero
     slope = _contracted(torch.autograd.grad(total, at, create_graph=True, allow_unused=True), v)
     if slope is None or not slope.requires_grad:
@@ -196,8 +196,13 @@ def _expected(ys: Sequence[Tensor], w: Sequence[Tensor], at: Tensors, v: Tensors
 
 
 def _contracted(g: Sequence[Tensor | None], v: Tensors) -> Tensor | None:
-    terms = [(a * b).sum() for a, b in zip(g, v, strict=True) if a is not None]
-    return sum(terms[1:], terms[0]) if terms else None
+    terms = [_products(b, a).sum() for a, b in zip(g, v, strict=True) if a is not None]
+    return torch.stack(terms).sum() if terms else None
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """The terms of the inner product of two tensors as real vectors."""
+    return (a.conj() * b).real if a.is_complex() or b.is_complex() else a * b
 
 
 def _agree(value: Tensor, expected: Tensor, size: Tensor) -> bool:

@@ -197,9 +197,14 @@ class Network:
     def losses_at(self, values: Tensors) -> Tensor:
         """The same by the kernels of the ordinary pass, so that the two compare to the last digit; nothing to derive."""
         mode = Substitute(self.params, values, spare_statistics)
-        with torch.no_grad(), self._repeat.same_random_numbers(), uncompiled(), mode:
-            losses = self.losses_of(self.closure())
-        return mode.swap(losses)
+        try:
+            with torch.no_grad(), self._repeat.same_random_numbers(), uncompiled(), mode:
+                losses = self.losses_of(self.closure())
+        except UnsupportedOperation:  # the closure differentiates, and needs a graph for that
+            mode = Substitute(self.params, values, spare_statistics)
+            with torch.enable_grad(), self._repeat.same_random_numbers(), uncompiled(), mode:
+                losses = self.losses_of(self.closure())
+        return mode.swap(losses).detach()
 
     def losses_of(self, outputs: Tensor) -> Tensor:
         """Per-sample losses (B,) of outputs (B, ...): ``loss(outputs)``, averaged over what follows the batch axis."""

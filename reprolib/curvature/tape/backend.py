@@ -22,7 +22,9 @@ them, ẍ is carried on and every share is exact, unless ``batch_norm="by-index"
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ from reprolib.curvature.tape.recorder import Tape
 from reprolib.curvature.tape.recording import Recording
 from reprolib.curvature.tape.rules.registry import rerun
 from reprolib.curvature.tree import Tensors
+from reprolib.errors import ReprolibError, UnsupportedOperation
 
 
 def run(net: Network) -> tuple[Tensor, Tensor]:
@@ -119,8 +122,9 @@ def summary(net: Network, d: Tensors, groups: Sequence[Sequence[int]], third: bo
         adjoints = {k: x for k, x in zip(r.graph, found, strict=True) if x is not None}
     adjoints[r.ends[1].id] = weights
     walk = Blockwise(d, groups, adjoints, third)
-    with torch.no_grad():
+    with torch.no_grad(), blamed() as on:
         for i, node in enumerate(r.nodes):
+            on.append(node)
             walk.advance(node)
             for v in list(node.inputs()):
                 if r.last_use[v.id] == i:
@@ -161,8 +165,9 @@ class Replay:
     ) -> None:
         """Advance through ``nodes``, which follow those of the last call. ``free``: drop what they keep, as it is read."""
         adjoints = adjoints or {}
-        with torch.no_grad():
+        with torch.no_grad(), blamed() as on:
             for node in nodes:
+                on.append(node)
                 if any(v.id in self.first for v in node.inputs()):
                     self._advance(node, adjoints, free)
                 if until is not None and any(v.id == until for v in node.out):
@@ -198,6 +203,19 @@ class Replay:
         split = (before, self.recording.batch, -1)
         parts = torch.einsum("ksi,ksi->s", adjoint.reshape(split), s.expand(adjoint.shape).reshape(split))
         self.paid += self.recording.batch * parts
+
+
+@contextmanager
+def blamed() -> Iterator[deque[Node]]:
+    """PyTorch's errors inside as :class:`UnsupportedOperation` of the node that was put in last."""
+    on: deque[Node] = deque(maxlen=1)
+    try:
+        yield on
+    except (torch.OutOfMemoryError, ReprolibError):
+        raise
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UnsupportedOperation(f"{on[0].name} cannot be replayed with these arguments: {line}") from error
 
 
 def fallback(node: Node, t: Callable, u: Callable | None) -> tuple[Any, Any]:
