@@ -259,7 +259,6 @@ class LocalModel:
                 "network is invisible here (a scripted module, a custom autograd function, parameters used through .data)"
             )
 
-
     def _refuse_changed(self) -> None:
         """Say so if the parameters are not those of the pass."""
         if self._net is not None and self._net.written:
