@@ -173,7 +173,7 @@ def test_a_parameter_read_behind_our_back_is_noticed(backend):
         found = expand(lambda: F.linear(c.x, *alias), c.loss, params, backend=backend).curvature(d)
         torch.testing.assert_close(found, expected)
         return
-    with pytest.raises(UntrackedOperation, match="invisible"):
+    with pytest.raises((UntrackedOperation, UnsupportedOperation), match="invisible"):
         expand(lambda: F.linear(c.x, *alias), c.loss, params, backend=backend, **strict(backend)).curvature(d)
 
 
@@ -222,6 +222,7 @@ class Once(torch.autograd.Function):
         return grad * ctx.saved_tensors[0].cos()
 
 
+@pytest.mark.filterwarnings("ignore::reprolib.errors.HandedOver")
 @pytest.mark.parametrize("fallback", ["reverse", "refuse"])
 def test_what_nobody_can_differentiate_twice_is_refused(fallback):
     c = case("mlp")

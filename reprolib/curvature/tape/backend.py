@@ -52,7 +52,11 @@ def run(net: Network) -> tuple[Tensor, Tensor]:
         outputs = tape.current(net.closure())
         tape.at_outputs = len(tape.nodes)
         losses = tape.current(net.losses_of(outputs))
-    net.recording = Recording(net, tape, outputs, losses)
+    if tape.lost:
+        net.hand_over(tape.lost)
+        net.announce()
+    else:
+        net.recording = Recording(net, tape, outputs, losses)
     return outputs, losses
 
 

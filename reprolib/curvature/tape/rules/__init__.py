@@ -9,6 +9,7 @@ from reprolib.curvature.tape.rules import (  # noqa: F401  # each registers its 
     norms,
     random,
     shapes,
+    writes,
 )
 from reprolib.curvature.tape.rules.expanded import EXPANDED
 from reprolib.curvature.tape.rules.registry import RULES, Rule

@@ -141,7 +141,7 @@ def leaky_relu(node: Node):
     return torch.full_like(x, node.args.get("negative_slope", 0.01)).masked_fill(x > 0, 1.0), None
 
 
-@elementwise("abs", reads="x")
+@elementwise("abs", reads="x", when=lambda args, kwargs: not args[0].is_complex())
 def absolute(node: Node):
     return torch.sign(node["x"]), None
 

@@ -103,5 +103,5 @@ def rerun(node: Node, data: Callable[[Value], Tensor]) -> list[Tensor]:
     args, kwargs = filled(node.call[0], data), {k: filled(v, data) for k, v in node.call[1].items()}
     again = node.rule.again if node.rule else None
     out = again(node, args, kwargs) if again else node.func(*args, **kwargs)
-    made = [t for t in tensors(out) if t.is_floating_point() or t.is_complex()]
-    return made[: len(node.out)]
+    made = list(tensors(out))
+    return [made[i] for i in node.picks]
