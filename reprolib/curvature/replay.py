@@ -206,6 +206,12 @@ def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn
     return _affine(_normalised(input, dims, eps), weight, bias, list(normalized_shape))
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """G v / |v|, the norm over all axes but ``dim``. The kernel keeps the norm as a constant, in reverse mode too."""
+    axes = [i for i in range(v.dim()) if dim == -1 or i != dim]
+    return v * (g / v.square().sum(axes, keepdim=True).sqrt())
+
+
 def _weights_first(norm: Callable) -> Callable:
     """``torch.batch_norm`` and ``torch.instance_norm`` take the weights before the statistics."""
 
@@ -227,4 +233,5 @@ WRITTEN_OUT: dict[Callable, Callable] = {
     torch.instance_norm: _weights_first(_instance_norm),
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
+    torch._weight_norm: _weight_norm,
 }

@@ -223,12 +223,6 @@ def test_attention_with_dropout_keeps_its_mask():
     assert first.abs().min() > 0
 
 
-def test_random_numbers_without_a_rule_are_refused():
-    x, _ = point()
-    with pytest.raises(UnsupportedOperation, match="alpha_dropout draws random numbers"):
-        expand(lambda: F.alpha_dropout(x * x, 0.5, training=True), lambda o: o.sum(1), [x])
-
-
 def test_softplus_keeps_its_digits_where_it_is_flat():
     """softplus(x) ≈ eˣ for x ≪ 0, and so are its derivatives."""
     x = torch.tensor([-60.0, -20.0], dtype=torch.float64, requires_grad=True)

@@ -144,11 +144,12 @@ class Tape(TorchFunctionMode):
         if not torch.is_grad_enabled() and not writes_in_place(name, kwargs):
             return func(*args, **kwargs)
         if func in (torch.autograd.grad, Tensor.backward):
-            self._cannot(f"{name} inside the closure is invisible here")
-        if func in EXPANDED and EXPANDED[func][0](args, kwargs):  # a small network of its own: record what is inside
+            self._cannot(f"{name} inside the closure is invisible here", "write the derivative out")
+        when, written_out = EXPANDED.get(func) or EXPANDED.get(name) or (None, None)
+        if when is not None and when(args, kwargs):  # a small network of its own: record what is inside
             with self:
-                return EXPANDED[func][1](*args, **kwargs)
-        rule = _rule(func, args, kwargs)
+                return written_out(*args, **kwargs)
+        rule = self._rule(func, args, kwargs)
         if rule is None and (inside := entered(func)):
             with self:
                 return inside(*args, **kwargs)
@@ -161,12 +162,24 @@ class Tape(TorchFunctionMode):
             out = func(*args, **kwargs)
         else:
             out = self._without_random_numbers(name, func, args, kwargs)
-        made = [t for t in tensors(out) if t.requires_grad and not self._recorded(t)]
+        wanted = rule.makes if rule else None
+        given = [t for i, t in enumerate(tensors(out)) if wanted is None or i in wanted]
+        made = [t for t in given if t.requires_grad and not self._recorded(t)]
         if made:
             node = self._node(rule, func, args, kwargs)
             node.picks = tuple(i for i, t in enumerate(tensors(out)) if any(t is m for m in made))
             self._made(node, made, extra)
         return out
+
+    def _rule(self, func: Callable, args: tuple, kwargs: dict) -> Rule | None:
+        """The rule of a call, if it has one in this form."""
+        rule = RULES.get(func) or RULES.get(name_of(func))
+        if not rule or any(t.is_complex() for t in tensors((args, kwargs))):  # rules are those of real functions
+            return None
+        return rule if rule.fits(args, kwargs, self._moves) else None
+
+    def _ruled(self, func: Callable, args: tuple, kwargs: dict) -> tuple[Rule | None, Callable, tuple, dict]:
+        return self._rule(func, args, kwargs), func, args, kwargs
 
     def _node(self, rule: Rule | None, func: Callable, args: tuple, kwargs: dict) -> Node:
         """The call with its arguments as they are now."""
@@ -218,14 +231,14 @@ class Tape(TorchFunctionMode):
             self._known.pop(id(target), None)
             return func(*args, **kwargs)
         if name in RESHAPED:
-            node = self._node(*_ruled(*out_of_place(func, name, args, kwargs)))
+            node = self._node(*self._ruled(*out_of_place(func, name, args, kwargs)))
             out = func(*args, **kwargs)
             self._made(node, [target], {})
             return out
         if values := drawn(name, target, args, kwargs):
             func, name, args, kwargs = Tensor.copy_, "copy_", (target, *values), {}
         twin, plain_args, plain_kwargs = out_of_place(func, name, args, kwargs)
-        rule, *_ = ruled = _ruled(twin, plain_args, plain_kwargs)
+        rule, *_ = ruled = self._ruled(twin, plain_args, plain_kwargs)
         if target._is_view() or (rule is not None and rule.run):
             if twin is not copied:
                 with self:  # on a copy, as in-place operations do where the backward pass needs what was there
@@ -238,7 +251,7 @@ class Tape(TorchFunctionMode):
     def _overwrite(self, target: Tensor, new: Any, write: Callable[[], Tensor]) -> Tensor:
         """``write``, which copies ``new`` into ``target``; if that is a view, what owns the memory is a new value."""
         if not target._is_view():
-            return self._renew(_ruled(copied, (target, new), {}), target, write)
+            return self._renew(self._ruled(copied, (target, new), {}), target, write)
         base: Tensor = target._base  # type: ignore[assignment]
         where = Geometry.of(target, base)
         if where.base_strides is None:
@@ -248,7 +261,7 @@ class Tape(TorchFunctionMode):
             before = base.new_zeros(()).expand(base.shape)
         elif base.requires_grad and not self._moves(base):
             self._cannot("a part of a value is written into in place, and the whole is invisible here")
-        return self._renew(_ruled(overwritten, (before, new, *where), {}), base, write)
+        return self._renew(self._ruled(overwritten, (before, new, *where), {}), base, write)
 
     def _shift(self, name: str, target: Tensor, write: Callable[[], Tensor]) -> Tensor:
         """``write`` under ``no_grad``: for autograd what owns the memory moves as before, so its adjoint is not its own."""
@@ -256,7 +269,7 @@ class Tape(TorchFunctionMode):
         if id(owner) in self._params or not self._moves(owner):
             self._cannot(f"{name} writes into a parameter, or into what is invisible here, under no_grad")
         before = owner.detach().clone()
-        node = self._node(*_ruled(shifted, (owner, before), {}))
+        node = self._node(*self._ruled(shifted, (owner, before), {}))
         self._kept.save(owner, self.nodes)
         out = write()
         before.sub_(owner.detach()).neg_()
@@ -278,12 +291,16 @@ class Tape(TorchFunctionMode):
 
     # ---- what cannot be recorded
 
-    def _cannot(self, why: str) -> NoReturn:
-        raise UnsupportedOperation(f"{why}: write it out of place, with basic operations")
+    def _cannot(self, why: str, cure: str = "write it out of place") -> NoReturn:
+        raise UnsupportedOperation(f"{why}: {cure}")
 
     def _refuse_foreign(self, t: Tensor) -> None:
         if name := self._foreign.maker(t):
-            self._cannot(f"{name} makes a value of the parameters that is invisible here")
+            self._cannot(
+                f"{name} makes a value of the parameters that is invisible here (a custom autograd function, a scripted "
+                "module, a value from before the pass)",
+                "write it with PyTorch's operations, inside the closure",
+            )
 
     def _without_random_numbers(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Call an operation that has no rule; the replay runs it again, so it must not draw random numbers."""
@@ -293,18 +310,5 @@ class Tape(TorchFunctionMode):
         out = func(*args, **kwargs)
         if any(t.requires_grad for t in tensors(out)) and not torch.equal(before, state(device)):
             (torch.cuda.set_rng_state if device.type == "cuda" else lambda s, _: torch.set_rng_state(s))(before, device)
-            raise UnsupportedOperation(f"{name} draws random numbers and has no rule: draw them first, outside of it")
+            self._cannot(f"{name} draws random numbers and has no rule", "draw them first, outside of it")
         return out
-
-
-def _rule(func: Callable, args: tuple, kwargs: dict) -> Rule | None:
-    """The rule of a call, if it has one in this form."""
-    rule = RULES.get(func) or RULES.get(name_of(func))
-    if not rule or not rule.when(args, kwargs):
-        return None
-    # rules are those of real functions
-    return None if any(t.is_complex() for t in tensors((args, kwargs))) else rule
-
-
-def _ruled(func: Callable, args: tuple, kwargs: dict) -> tuple[Rule | None, Callable, tuple, dict]:
-    return _rule(func, args, kwargs), func, args, kwargs

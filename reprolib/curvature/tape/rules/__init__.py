@@ -5,6 +5,7 @@ from reprolib.curvature.tape.rules import (  # noqa: F401  # each registers its 
     attention,
     elementwise,
     layers,
+    linalg,
     losses,
     norms,
     random,

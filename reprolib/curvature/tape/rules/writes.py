@@ -152,7 +152,7 @@ def _both(node: Node, t: Tangents, into: str) -> tuple[Tensor, Tensor]:
     return d, d.new_zeros(()) if dv is None else dv
 
 
-@rule(copied, names="target value", samples=_of_copied)
+@rule(copied, names="target value", moves="target value", samples=_of_copied)
 def _copied(node: Node, t: Tangents, curved: bool) -> Answer:
     d, dv = _both(node, t, "target")
     return _stripped(dv, d.dim()).expand(d.shape), None
@@ -163,13 +163,13 @@ def _shifted(node: Node, t: Tangents, curved: bool) -> Answer:
     return t(node.args["target"]), None
 
 
-@rule(assigned, names="target index value", samples=_of_assigned)
+@rule(assigned, names="target index value", moves="target value", samples=_of_assigned)
 def _assigned(node: Node, t: Tangents, curved: bool) -> Answer:
     d, dv = _both(node, t, "target")
     return assigned(d, node.args["index"], dv), None
 
 
-@rule(overwritten, names="base value base_strides size strides offset", samples=_of_overwritten)
+@rule(overwritten, names="base value base_strides size strides offset", moves="base value", samples=_of_overwritten)
 def _overwritten(node: Node, t: Tangents, curved: bool) -> Answer:
     d, dv = _both(node, t, "base")
     return overwritten(d, dv, *(node.args[k] for k in ("base_strides", "size", "strides", "offset"))), None
