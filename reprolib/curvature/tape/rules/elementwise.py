@@ -38,7 +38,7 @@ def elementwise(*ops: Any, names: str = "x", reads: str = "y", **options: Any) -
         def apply(node: Node, t: Tangents, curved: bool) -> Answer:
             return carry(node, t, None, curved)
 
-        kind = {"carry": carry, "derivatives": derivatives, "samples": samples.aligned}
+        kind: dict[str, Any] = {"carry": carry, "derivatives": derivatives, "samples": samples.aligned}
         rule(*ops, names=names, reads=reads, **kind, **options)(apply)
         return derivatives
 
