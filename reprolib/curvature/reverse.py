@@ -83,4 +83,4 @@ def _bent(y: Tensor, at: Tensors, d: Tensors, e: Tensors) -> Tensor:
 def _mean_is_right(losses: Tensor, at: Tensors, d: Tensors, e: Tensors, curvature: Tensor) -> bool:
     expected = _bent(losses.mean(), at, d, e)
     size = curvature.abs().mean() + expected.abs()
-    return not bool((curvature.mean() - expected).abs() > 10 * torch.finfo(losses.dtype).eps ** 0.5 * size)
+    return bool((curvature.mean() - expected).abs() <= 10 * torch.finfo(losses.dtype).eps ** 0.5 * size)

@@ -47,7 +47,12 @@ from reprolib.errors import ReprolibError, UnsupportedOperation
 def run(net: Network) -> tuple[Tensor, Tensor]:
     """The ordinary pass, recorded: outputs and per-sample losses."""
     hessian = net.options.curvature == "hessian"
-    tape = Tape(net.params, adjoints=hessian, shared=hessian and net.options.products == "shared")
+    tape = Tape(
+        net.params,
+        adjoints=hessian,
+        shared=hessian and net.options.products == "shared",
+        whole=net.options.memory == "recompute",
+    )
     with uncompiled(), tape:
         outputs = tape.current(net.closure())
         tape.at_outputs = len(tape.nodes)

@@ -145,10 +145,10 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in (torch.autograd.grad, Tensor.backward):
             self._cannot(f"{name} inside the closure is invisible here", "write the derivative out")
-        when, written_out = EXPANDED.get(func) or EXPANDED.get(name) or (None, None)
-        if when is not None and when(args, kwargs):  # a small network of its own: record what is inside
+        expanded = EXPANDED.get(func) or EXPANDED.get(name)
+        if expanded and expanded[0](args, kwargs):  # a small network of its own: record what is inside
             with self:
-                return written_out(*args, **kwargs)
+                return expanded[1](*args, **kwargs)
         rule = self._rule(func, args, kwargs)
         if rule is None and (inside := entered(func)):
             with self:
