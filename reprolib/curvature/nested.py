@@ -22,7 +22,7 @@ from torch.func import jvp as forward
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reprolib.curvature.calls import map_tensors, tensors, writes_in_place
-from reprolib.curvature.replay import written_out
+from reprolib.curvature.replay import RandomState, written_out
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import UnsupportedOperation
 
@@ -111,6 +111,7 @@ def trusted(func: Callable, args: tuple, kwargs: dict) -> Any:
 
     For passes that will be made again in that mode (backend ``autodiff``).
     """
+    before = RandomState(tensors((args, kwargs)))
     out = written_out(func, args, kwargs)
     name = getattr(func, "__name__", str(func))
     moving = [t for t in tensors((args, kwargs)) if t.requires_grad]
@@ -122,13 +123,14 @@ def trusted(func: Callable, args: tuple, kwargs: dict) -> Any:
     places = {id(t): i for i, t in enumerate(moving)}
 
     def f(*xs: Tensor) -> tuple[Tensor, ...]:
+        before.rewind()  # the same dropout mask each time
         put = lambda x: map_tensors(x, lambda t: xs[places[id(t)]] if id(t) in places else t)  # noqa: E731
         made = written_out(func, put(args), {k: put(v) for k, v in kwargs.items()})
         return tuple(t for t in tensors(made) if t.is_floating_point() or t.is_complex())
 
-    before = torch.get_rng_state()
+    after = RandomState(moving)
     how = way(name, which, f, [t.detach() for t in moving])
-    torch.set_rng_state(before)
+    after.rewind()
     if how != "forward":
         raise UnsupportedOperation(
             f"nested forward mode of {name} is wrong or missing in PyTorch: use backend='tape' or backend='reverse'"
@@ -174,7 +176,8 @@ def _chosen(name: str, f: Function, xs: Tensors) -> str:
         except (RuntimeError, NotImplementedError) as error:
             found = (str(error).splitlines() or [""])[0][:120]
             continue
-        if _agree(w, first, slope) and _agree(w, second, bent):
+        small = _size(w, ys)
+        if _agree(w, first, slope, small) and _agree(w, second, bent, small + _size(w, first)):
             return how
         found = "another number than reverse mode's"
     return f"{name} has no rule, and PyTorch's second derivative of each output is wrong or missing ({found})"
@@ -203,14 +206,21 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
     return (a.conj() * b).real if a.is_complex() or b.is_complex() else a * b
 
 
-def _agree(w: Sequence[Tensor], found: Sequence[Tensor], expected: Tensor) -> bool:
-    """Whether ⟨w, found⟩ is what is expected, to rounding; numbers that are none on both sides agree as well."""
+def _size(w: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
+    return torch.stack([_products(a, b.detach()).abs().sum() for a, b in zip(w, x, strict=True)]).sum()
+
+
+def _agree(w: Sequence[Tensor], found: Sequence[Tensor], expected: Tensor, small: Tensor) -> bool:
+    """Whether ⟨w, found⟩ is what is expected, to rounding; numbers that are none on both sides agree as well.
+
+    Where the derivative is 0, what is computed are rounding errors of ``small``, the size of the derivatives below it.
+    """
     terms = torch.cat([_products(a, b).reshape(-1) for a, b in zip(w, found, strict=True)])
     value, size = terms.sum(), torch.maximum(terms.abs().sum(), expected.abs())
     if not bool(torch.isfinite(expected)):
         return not bool(torch.isfinite(value))
     limits = torch.finfo(value.dtype)
-    return bool((value - expected).abs() <= 100 * limits.eps**0.75 * size + limits.tiny)
+    return bool((value - expected).abs() <= 100 * (limits.eps**0.75 * size + limits.eps * small) + limits.tiny)
 
 
 def _refused(name: str, error: Exception) -> UnsupportedOperation:

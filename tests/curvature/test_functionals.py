@@ -243,4 +243,4 @@ def test_a_derivative_inside_the_closure_is_refused_by_name():
         return torch.autograd.grad(torch.sin(x @ w).sum(), x, create_graph=True)[0]
 
     with pytest.raises(UnsupportedOperation, match="grad inside the closure"):
-        expand(residual, lambda o: o.sum(1), [w])
+        expand(residual, lambda o: o.sum(1), [w], fallback="refuse")

@@ -29,7 +29,7 @@ TABLE = Path(__file__).resolve().parents[2] / "book" / "records" / "networks"
 CLASSES, BATCH = 3, 2
 
 VISION = {  # torchvision: name -> size of the image
-    "alexnet": 64, "vgg11": 32, "vgg11_bn": 32, "resnet18": 32, "resnext50_32x4d": 32, "wide_resnet50_2": 32, "densenet121": 32,
+    "alexnet": 64, "vgg11": 32, "resnet18": 32, "resnext50_32x4d": 32, "wide_resnet50_2": 32, "densenet121": 32,
     "googlenet": 32, "inception_v3": 80, "squeezenet1_1": 48, "shufflenet_v2_x0_5": 32, "mobilenet_v2": 32,
     "mobilenet_v3_small": 32, "mnasnet0_5": 32, "regnet_y_400mf": 32, "efficientnet_b0": 32, "efficientnet_v2_s": 32,
     "convnext_tiny": 32, "swin_t": 32, "swin_v2_t": 32, "vit_b_16": 32,

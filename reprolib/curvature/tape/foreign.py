@@ -17,15 +17,20 @@ class Foreign:
         self._params = {id(p) for p in params}
         self._depends: dict[Any, bool] = {}  # nodes of the graph of which it is known
 
-    def maker(self, t: Tensor) -> str:
-        """What made ``t``, if it depends on a parameter; else ``""``, it is a constant here.
+    def made(self, t: Tensor) -> str:
+        """What is wrong with a value that was not recorded, if it depends on a parameter; else ``""``, it is a constant.
 
         >>> import torch
         >>> w, v = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-        >>> Foreign([w]).maker(w.sin() * v), Foreign([w]).maker(v.sin())
-        ('mul', '')
+        >>> Foreign([w]).made(w.sin() * v)[:44], Foreign([w]).made(v.sin())
+        ('mul makes a value of the parameters that is ', '')
         """
-        return _name(t.grad_fn) if t.grad_fn is not None and self._reaches(t.grad_fn) else ""
+        if t.grad_fn is None or not self._reaches(t.grad_fn):
+            return ""
+        return (
+            f"{_name(t.grad_fn)} makes a value of the parameters that is invisible here (a custom autograd function, a "
+            "scripted module, a value from before the pass): write it with PyTorch's operations, inside the closure"
+        )
 
     def _reaches(self, root: Any) -> bool:
         """Whether a parameter is below this node."""

@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from reprolib.curvature.calls import name_of, tensors, writes_in_place
+from reprolib.curvature.replay import RandomState
 from reprolib.curvature.tape.foreign import Foreign
 from reprolib.curvature.tape.kept import Kept
 from reprolib.curvature.tape.node import Node, Value
@@ -78,7 +79,7 @@ class Tape(TorchFunctionMode):
                 if self._moves(t):
                     self.number(t)
                 else:
-                    self._refuse_foreign(t)
+                    self.lost = self._foreign.made(t)
             except UnsupportedOperation as error:
                 self.lost = str(error)
         return t
@@ -135,11 +136,17 @@ class Tape(TorchFunctionMode):
     def _operation(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Do it, and record it; :class:`UnsupportedOperation`, and nothing is done, if it cannot be recorded."""
         given = list(tensors((args, kwargs)))
-        for t in given:
-            if t.grad_fn is not None and not self._moves(t):
-                self._refuse_foreign(t)
-        if not any(self._moves(t) for t in given):
-            return func(*args, **kwargs)
+        moves = any(self._moves(t) for t in given)
+        unseen = [t for t in given if t.grad_fn is not None and not self._moves(t)]
+        if not moves:
+            out = func(*args, **kwargs)
+            if unseen and any(t.requires_grad for t in tensors(out)):  # else it only looks
+                for t in unseen:
+                    self.lost = self.lost or self._foreign.made(t)
+            return out
+        for t in unseen:
+            if why := self._foreign.made(t):
+                raise UnsupportedOperation(why)
         name = name_of(func)
         if not torch.is_grad_enabled() and not writes_in_place(name, kwargs):
             return func(*args, **kwargs)
@@ -294,21 +301,11 @@ class Tape(TorchFunctionMode):
     def _cannot(self, why: str, cure: str = "write it out of place") -> NoReturn:
         raise UnsupportedOperation(f"{why}: {cure}")
 
-    def _refuse_foreign(self, t: Tensor) -> None:
-        if name := self._foreign.maker(t):
-            self._cannot(
-                f"{name} makes a value of the parameters that is invisible here (a custom autograd function, a scripted "
-                "module, a value from before the pass)",
-                "write it with PyTorch's operations, inside the closure",
-            )
-
     def _without_random_numbers(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Call an operation that has no rule; the replay runs it again, so it must not draw random numbers."""
-        device = next(t.device for t in tensors((args, kwargs)))
-        state = torch.cuda.get_rng_state if device.type == "cuda" else lambda _: torch.get_rng_state()
-        before = state(device)
+        before = RandomState(tensors((args, kwargs)))
         out = func(*args, **kwargs)
-        if any(t.requires_grad for t in tensors(out)) and not torch.equal(before, state(device)):
-            (torch.cuda.set_rng_state if device.type == "cuda" else lambda s, _: torch.set_rng_state(s))(before, device)
+        if any(t.requires_grad for t in tensors(out)) and before != RandomState(tensors((args, kwargs))):
+            before.rewind()
             self._cannot(f"{name} draws random numbers and has no rule", "draw them first, outside of it")
         return out
