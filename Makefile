@@ -105,7 +105,7 @@ install: $(READY) ## only create .venv with the pinned packages
 
 constraints: ## write constraints.txt anew from the newest versions that fit pyproject.toml
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip -q install '.[book,test,dev,peers]'
+	build/pins/bin/python -m pip -q install '.[book,test,dev,peers,zoo]'
 	build/pins/bin/python -m pip freeze --exclude reprolib | sed 's/+cpu$$//; s/+cu[0-9]*$$//' | grep -v '^nvidia-\|^triton' > constraints.txt
 	rm -rf build/pins
 

@@ -70,5 +70,9 @@ class NotebookFailed(ReprolibError, RuntimeError):
     """A notebook raised while the book was built."""
 
 
+class HandedOver(UserWarning):
+    """Part of a network cannot be recorded, so that a slower backend answers."""
+
+
 class SkippedStep(UserWarning):
     """A step that was non-finite or undefined and therefore changed nothing."""

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.func import jvp as forward
 
-from reprolib.curvature.network import Network
+from reprolib.curvature.nested import trusted
+from reprolib.curvature.network import Network, Second
 from reprolib.curvature.replay import translated
 from reprolib.curvature.tree import Tensors
+from reprolib.errors import UnsupportedOperation
 
 
 def run(net: Network) -> tuple[Tensor, Tensor]:
@@ -34,18 +36,20 @@ def jvp(net: Network, d: Tensors) -> Tensor:
         return forward(net.outputs, net.at, tuple(d))[1].detach()
 
 
-def second(net: Network, d: Tensors, e: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-    """Per sample (J_s, ⟨∇J_s, d⟩, dᵀ∇²J_s e), each (B,): forward mode nested in forward mode.
+def second(net: Network, d: Tensors, e: Tensors) -> Second:
+    """Per sample ⟨∇J_s, d⟩ and dᵀ∇²J_s e, each (B,): forward mode nested in forward mode.
 
-    It is ∂²J_s(θ + t d + r e)/∂t∂r at 0, exact also where samples are coupled (batch-norm).
+    It is ∂²J_s(θ + t d + r e)/∂t∂r at 0, exact also where samples are coupled (batch-norm). A pass before looks for
+    operations for which PyTorch's nested forward mode is wrong (:mod:`~reprolib.curvature.nested`).
     """
 
     def along_e(*params: Tensor) -> tuple[Tensor, Tensor]:
         return forward(net.losses, params, tuple(e))  # type: ignore[return-value]
 
     with torch.enable_grad():
+        net.losses(*(p.detach().requires_grad_() for p in net.at), call=trusted)
         (losses, _), (slopes, curvature) = forward(along_e, net.at, tuple(d))  # type: ignore[misc]
-    return losses.detach(), slopes.detach(), curvature.detach()
+    return Second(slopes.detach(), curvature.detach(), losses.detach())
 
 
 def hvp(net: Network, d: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -87,4 +91,23 @@ def _grad(y, x, v=None, create_graph=False) -> tuple[Tensor, ...]:
     if not pairs:
         return tuple(torch.zeros_like(t) for t in x)
     ys, vs = zip(*pairs, strict=True)
-    return torch.autograd.grad(ys, x, vs, create_graph=create_graph, retain_graph=True, materialize_grads=True)
+    found = torch.autograd.grad(ys, x, vs, create_graph=create_graph, retain_graph=True, materialize_grads=True)
+    if create_graph:
+        _refuse_constants(found)
+    return found
+
+
+def _refuse_constants(made: Tensors) -> None:
+    """What a custom function marked ``once_differentiable`` returns looks constant to a second derivative: no error, a zero."""
+    waiting, seen = [t.grad_fn for t in made if t.grad_fn is not None], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise UnsupportedOperation(
+                "a custom autograd function of the network is marked once_differentiable, so it has no second derivative: "
+                "write its backward with differentiable operations, without the mark"
+            )
+        waiting.extend(below for below, _ in node.next_functions if below is not None)

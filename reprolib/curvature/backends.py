@@ -1,7 +1,6 @@
 """The backends: which module computes derivatives, what it answers, and how well.
 
-A backend has the functions ``run`` (the ordinary pass), ``gradient``, ``jvp``, ``second``, ``hvp`` and ``summary`` of a
-:class:`~reprolib.curvature.network.Network`; ``autodiff.py``, the shortest, says what each returns.
+Each is a module with the functions of :class:`~reprolib.curvature.network.Backend`; ``autodiff.py`` is the shortest.
 
 ``ANSWERS[backend][question]`` is ``"exact"`` (to rounding), ``"approximate"`` (difference quotients, with the errors stated in
 ``finitediff.py``) or ``"no"`` (refused with an exception, never a wrong number). ``tests/curvature/test_backends.py`` asks
@@ -10,16 +9,16 @@ every question of every backend and compares with independent values.
 
 from __future__ import annotations
 
-from types import ModuleType
-
-from reprolib.curvature import autodiff, finitediff
+from reprolib.curvature import autodiff, finitediff, reverse
 from reprolib.curvature.complex import backend as complexstep
+from reprolib.curvature.network import Backend
 from reprolib.curvature.tape import backend as tape
 
-BACKENDS: dict[str, ModuleType] = {
+BACKENDS: dict[str, Backend] = {
     "autodiff": autodiff,
     "complexstep": complexstep,
     "finitediff": finitediff,
+    "reverse": reverse,
     "tape": tape,
 }
 
@@ -40,7 +39,8 @@ QUESTIONS = (
 )
 
 ANSWERS: dict[str, dict[str, str]] = {
-    "tape": dict.fromkeys(QUESTIONS[:-2], "exact") | dict.fromkeys(QUESTIONS[-2:], "no"),
+    "tape": dict.fromkeys(QUESTIONS, "exact"),
+    "reverse": dict.fromkeys(QUESTIONS, "exact"),
     "autodiff": dict.fromkeys(QUESTIONS[:-2], "exact") | dict.fromkeys(QUESTIONS[-2:], "no"),
     "complexstep": dict.fromkeys(QUESTIONS[:-2], "exact") | dict.fromkeys(QUESTIONS[-2:], "no"),
     "finitediff": dict.fromkeys(QUESTIONS, "approximate") | {"vjp": "exact"},

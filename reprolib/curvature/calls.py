@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-_AUGMENTED = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__imatmul__", "__iand__", "__setitem__"}
+_AUGMENTED = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor",
+                                           "lshift", "rshift")}  # fmt: skip
 
 
 def tensors(x: Any) -> Iterator[Tensor]:
@@ -38,4 +39,11 @@ def writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
     >>> writes_in_place("add_", {}), writes_in_place("__iadd__", {}), writes_in_place("__add__", {})
     (True, True, False)
     """
-    return name in _AUGMENTED or (name.endswith("_") and not name.endswith("__")) or bool(kwargs.get("inplace"))
+    if name in _AUGMENTED or name == "__setitem__":
+        return True
+    return (name.endswith("_") and not name.endswith("__")) or bool(kwargs.get("inplace"))
+
+
+def name_of(func: Callable) -> str:
+    """The name of an operation."""
+    return getattr(func, "__name__", None) or str(func)

@@ -23,6 +23,7 @@ def expand(
     products: str = "plain",
     memory: str = "store",
     batch_norm: str = "exact",
+    fallback: str = "reverse",
     retain: bool = False,
     check: bool = True,
     ranks: bool = True,
@@ -41,7 +42,8 @@ def expand(
             itself returns the losses (then nothing that needs the outputs can be answered, so no GGN).
         params: θ, distinct floating-point leaves that require grad. A parameter the network does not use counts as zero.
         curvature: ``"hessian"``, C = ∇²J, or ``"ggn"``, C = AᵀΛA with A = ∂outputs/∂θ and Λ = ∂²J/∂outputs².
-        backend: how derivatives are computed: ``"tape"`` (one recorded pass), ``"autodiff"`` (PyTorch's own modes),
+        backend: how derivatives are computed: ``"tape"`` (one recorded pass), ``"reverse"`` (reverse mode alone: slower,
+            and right wherever autograd can differentiate twice), ``"autodiff"`` (PyTorch's own modes),
             ``"complexstep"`` (imaginary parts) or ``"finitediff"`` (difference quotients, approximate); see ``backends.py``.
         products: of the tape's layers: ``"plain"``, or ``"shared"``, a sixth faster for a fifth more memory
             (:func:`~reprolib.curvature.tape.rules.layers.shared_products`).
@@ -50,6 +52,8 @@ def expand(
         batch_norm: what a sample's own curvature is where batch-norm in training mode mixes samples (E-red-9):
             ``"exact"``, dᵀ∇²J_s d, or ``"by-index"``, the split of Algorithm 2, what arises at the sample's place in the
             batch. Their means agree; the latter is cheaper.
+        fallback: of the tape: what happens where the network cannot be recorded: ``"reverse"``, that backend takes over,
+            with a warning (:class:`~reprolib.errors.HandedOver`), or ``"refuse"``, an error.
         retain: keep what the first pass stored after the first directional answer (see :class:`LocalModel`).
         check: compare each answer's tangent of the mean loss with ⟨∇J, d⟩ (one synchronisation with the device).
         ranks: where ``torch.distributed`` is initialised, J is the mean over the samples of all processes, and every
@@ -60,7 +64,7 @@ def expand(
     """
     if backend not in BACKENDS:
         raise UnknownName.among("backend", backend, BACKENDS)
-    options = Options(curvature, backend, products, memory, batch_norm, retain, check)
+    options = Options(curvature, backend, products, memory, batch_norm, retain, check, fallback)
     params = checked(params)
     world = world_size() if ranks else 1
     if world == 1 and len(pairs := pairs_of(closure, loss, curvature)) == 1:

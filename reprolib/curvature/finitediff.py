@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from reprolib.curvature.autodiff import gradient, run
-from reprolib.curvature.network import Network
+from reprolib.curvature.network import Network, Second
 from reprolib.curvature.replay import translated
 from reprolib.curvature.tree import Tensors, inner
 from reprolib.errors import UnknownName
@@ -41,10 +41,8 @@ def jvp(net: Network, d: Tensors, scheme: str = "central", c: float | None = Non
         return _quotient(lambda t: net.outputs(*_moved(net.at, (t, d))), h, scheme)
 
 
-def second(
-    net: Network, d: Tensors, e: Tensors, scheme: str = "central", c: float | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per sample (J_s, ⟨∇J_s, d⟩, dᵀ∇²J_s e), each (B,); the last by a second difference, error ε^(1/2).
+def second(net: Network, d: Tensors, e: Tensors, scheme: str = "central", c: float | None = None) -> Second:
+    """Per sample ⟨∇J_s, d⟩ and dᵀ∇²J_s e, each (B,); the latter by a second difference, error ε^(1/2).
 
     [f(++) − f(+−) − f(−+) + f(−−)]/(4 h_d h_e) over the corners θ ± h_d d ± h_e e; "forward", error ε^(1/3), is
     [f(++) − f(+0) − f(0+) + f(00)]/(h_d h_e).
@@ -59,7 +57,7 @@ def second(
         losses = net.losses(*net.at)
         slopes = _quotient(lambda t: net.losses(*_moved(net.at, (t, d))), _step(net, d, FIRST, scheme, None), scheme)
         curvature = (corner(1, 1) - corner(1, low)) - (corner(low, 1) - corner(low, low))
-    return losses, slopes, curvature / (width * h) / (width * k)
+    return Second(slopes, curvature / (width * h) / (width * k), losses)
 
 
 def hvp(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from reprolib.curvature.backends import BACKENDS
-from reprolib.curvature.network import Closure, Loss, Network, Options
+from reprolib.curvature.network import Backend, Closure, Loss, Network, Options
+from reprolib.curvature.replay import translated
 from reprolib.curvature.tree import Tensors, inner, like
 from reprolib.errors import InvalidInput, ModelConsumed, NotRepeatable, UnsupportedOperation, UntrackedOperation
 
@@ -26,9 +27,10 @@ class Summary(NamedTuple):
 
 def opened(closure: Closure, loss: Loss | None, params: Tensors, options: Options) -> LocalModel:
     """The local model of one closure and loss, by its ordinary pass."""
-    net = Network(closure, loss, params, options, BACKENDS[options.backend])
+    behind = BACKENDS["reverse"] if options.backend == "tape" and options.fallback == "reverse" else None
+    net = Network(closure, loss, params, options, BACKENDS[options.backend], behind)
     with torch.enable_grad(), _one_replica():
-        net.graph = outputs, losses = net.backend.run(net)
+        outputs, losses = net.open()
     if not losses.requires_grad:
         raise InvalidInput("the losses depend on none of the parameters: is something detached, or under no_grad?")
     return LocalModel(net, outputs, losses)
@@ -48,7 +50,8 @@ class LocalModel:
         self.losses: Tensor = losses.detach()  # (B,)
         self.loss: Tensor = self.losses.mean()  # ()
         self.operator = net.options.curvature
-        self._params, self._backend, self._options = net.params, net.backend, net.options
+        self.handed_over = net.handed_over
+        self._params, self._options = net.params, net.options
         self._net: Network | None = net
         self._outputs = None if net.loss is None else outputs.detach()
         self._losses_of = net.losses_of
@@ -84,11 +87,12 @@ class LocalModel:
         if u.shape != self.outputs.shape:
             raise InvalidInput(f"loss_hvp: u is {tuple(u.shape)}, the outputs are {tuple(self.outputs.shape)}")
 
-        def gradient(o: Tensor) -> Tensor:
-            return torch.func.grad(lambda z: self._losses_of(z).mean())(o)
-
-        # reverse over forward: a fused loss has no forward rule for its own backward pass
-        return torch.func.vjp(gradient, self.outputs)[1](u.to(self.outputs))[0]
+        with torch.enable_grad(), translated("the loss"):
+            o = self.outputs.detach().requires_grad_()
+            (g,) = torch.autograd.grad(self._losses_of(o).mean(), o, create_graph=True)
+            if not g.requires_grad:
+                return torch.zeros_like(o)
+            return torch.autograd.grad(g, o, u.to(o), materialize_grads=True)[0]
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """⟨u, v⟩ of two tensors shaped like the outputs, a 0-d tensor: ⟨Jd, ΛJd⟩ = dᵀCd of the GGN, for one."""
@@ -103,13 +107,17 @@ class LocalModel:
         """
         d = like(d, self._params)
         e = d if e is None else like(e, self._params, "e")
-        net = self._kept()
         if self.operator == "hessian":
-            losses, slopes, answer = self._backend.second(net, d, e)
-            self._verify(d, slopes, losses)
+
+            def second(backend: Backend) -> Tensor:
+                found = backend.second(self._kept(), d, e)
+                self._verify(d, found.slopes, found.losses)
+                return found.curvature
+
+            answer = self._asked(second)
         else:
             tangent = self._tangent(d)
-            other = tangent if e is d else self._backend.jvp(net, e)
+            other = tangent if e is d else self._tangent(e)
             # per sample uᵀ∇²ℓ(o_s)v, where the blocks of Λ are (1/B)∇²ℓ(o_s)
             batch = len(tangent)
             answer = batch * (self.loss_hvp(tangent) * other).reshape(batch, -1).sum(1)
@@ -120,9 +128,14 @@ class LocalModel:
         """C d, a tuple like ``params``: ∇²J d, or AᵀΛA d."""
         d = like(d, self._params)
         if self.operator == "hessian":
-            gradient, answer = self._backend.hvp(self._kept(), d)
-            if self._options.check:
-                self._verify(d, inner(gradient, d))
+
+            def hvp(backend: Backend) -> tuple[Tensor, ...]:
+                gradient, answer = backend.hvp(self._kept(), d)
+                if self._options.check:
+                    self._verify(d, inner(gradient, d))
+                return answer
+
+            answer = self._asked(hvp)
         else:
             answer = self._kept().pull_back(self.loss_hvp(self._tangent(d)))
         self._answered()
@@ -162,22 +175,26 @@ class LocalModel:
         flat = [i for g in groups for i in g]
         if not groups or not all(groups) or len(set(flat)) < len(flat) or not set(flat) <= set(range(len(d))):
             raise InvalidInput(f"groups {groups}: give non-empty, disjoint lists of positions in 0…{len(d) - 1}")
-        net = self._kept()
-        if self.operator == "ggn":
-            if third:
-                raise InvalidInput("the GGN has no third derivatives: call summary(..., third=False)")
-            result = self._ggn_summary(d, groups)
-        else:
-            result = Summary(*self._backend.summary(net, d, groups, third))
+        if self.operator == "ggn" and third:
+            raise InvalidInput("the GGN has no third derivatives: call summary(..., third=False)")
         moved = tuple(x if i in flat else torch.zeros_like(x) for i, x in enumerate(d))
-        self._verify(moved, result.gradient.sum())
+
+        def summary(backend: Backend) -> Summary:
+            if self.operator == "ggn":
+                result = self._ggn_summary(backend, d, groups)
+            else:
+                result = Summary(*backend.summary(self._kept(), d, groups, third))
+            self._verify(moved, result.gradient.sum())
+            return result
+
+        result = self._asked(summary)
         self._answered()
         return result
 
     def close(self) -> None:
         """Free what the pass stored; values already read stay."""
         if self._net is not None:  # losses_of still belongs to it
-            self._net.graph = self._net.recording = self._net.known = None
+            self._net.free()
         self._net = None
 
     # ---- inside
@@ -192,15 +209,26 @@ class LocalModel:
             self.close()
 
     def _tangent(self, d: Tensors) -> Tensor:
-        net = self._kept()
-        tangent = self._backend.jvp(net, d) if self._outputs is not None else self.outputs
-        if self._options.check:
-            self._verify(d, torch.sum(self.loss_gradient * tangent))
-        return tangent
+        net, _ = self._kept(), self.outputs  # there must be some
 
-    def _ggn_summary(self, d: Tensors, groups: Sequence[Sequence[int]]) -> Summary:
+        def jvp(backend: Backend) -> Tensor:
+            tangent = backend.jvp(net, d)
+            if self._options.check:
+                self._verify(d, torch.sum(self.loss_gradient * tangent))
+            return tangent
+
+        return self._asked(jvp)
+
+    def _asked(self, question: Callable[[Backend], Any]) -> Any:
+        """The answer of the backend, or of whoever it has handed over to."""
+        net = self._kept()
+        answer = net.ask(question)
+        self.handed_over = net.handed_over
+        return answer
+
+    def _ggn_summary(self, backend: Backend, d: Tensors, groups: Sequence[Sequence[int]]) -> Summary:
         blocks = [tuple(x if i in g else torch.zeros_like(x) for i, x in enumerate(d)) for g in groups]
-        tangents = [self._backend.jvp(self._kept(), block) for block in blocks]
+        tangents = [backend.jvp(self._kept(), block) for block in blocks]
         curved = torch.stack([self.loss_hvp(t) for t in tangents]).flatten(1)
         stacked = torch.stack(tangents).flatten(1)
         gradient = stacked @ self.loss_gradient.flatten()
@@ -211,18 +239,31 @@ class LocalModel:
         if not self._options.check:
             return
         if losses is not None:
-            check_repeated(self.losses, losses)
+            try:
+                check_repeated(self.losses, losses)
+            except NotRepeatable:
+                self._refuse_changed()
+                raise
         tolerance = _tolerance(self.losses)
         expected, found = inner(self.gradient, d), slopes.mean()
         size = inner([g.abs() for g in self.gradient], [x.abs() for x in d])
-        # a slope below the rounding error of J over a step of relative size 1: of dead units only rounding errors are left
+        # a slope below the rounding errors of the losses over a step of relative size 1: where they do not depend on θ
+        # (dead units, a vector of length one that is normalised) only rounding errors are left, of a few operations
         lengths = [torch.stack(torch._foreach_norm(list(x))).norm() for x in (d, [p.detach() for p in self._params])]
-        noise = torch.finfo(self.losses.dtype).eps * self.loss.abs() * lengths[0] / (1 + lengths[1])
+        noise = 100 * torch.finfo(self.losses.dtype).eps * self.losses.abs().mean() * lengths[0] / (1 + lengths[1])
         # False for NaN: non-finite losses are the caller's to see
         if bool((found - expected).abs() > tolerance * size + noise):
+            self._refuse_changed()
             raise UntrackedOperation(
                 f"the loss changes by {float(found):.6g} along d, but ⟨gradient, d⟩ = {float(expected):.6g}: part of the "
                 "network is invisible here (a scripted module, a custom autograd function, parameters used through .data)"
+            )
+
+    def _refuse_changed(self) -> None:
+        """Say so if the parameters are not those of the pass."""
+        if self._net is not None and self._net.written:
+            raise InvalidInput(
+                "somebody wrote into the parameters after expand(): ask all questions before the step, or expand again"
             )
 
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from reprolib.curvature.replay import Call, Repeat, Substitute, spare_statistics
+from reprolib.curvature.replay import Call, Repeat, Substitute, spare_statistics, translated
 from reprolib.curvature.tree import Tensors
-from reprolib.errors import InvalidInput, UnknownName
+from reprolib.errors import HandedOver, InvalidInput, UnknownName, UnsupportedOperation, UntrackedOperation
 
 Closure = Callable[[], Tensor]
 Loss = Callable[[Tensor], Tensor]
 Pair = tuple[Closure, Loss | None]
 
 OPERATORS = ("hessian", "ggn")
-CHOICES = {"products": ("plain", "shared"), "memory": ("store", "recompute"), "batch_norm": ("exact", "by-index")}
+CHOICES = {
+    "products": ("plain", "shared"),
+    "memory": ("store", "recompute"),
+    "batch_norm": ("exact", "by-index"),
+    "fallback": ("reverse", "refuse"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Options:
     batch_norm: str
     retain: bool
     check: bool
+    fallback: str = "reverse"
 
     def __post_init__(self):
         if self.curvature not in OPERATORS:
@@ -44,10 +52,49 @@ class Options:
                 raise InvalidInput(f"{name} is an option of the tape, not of backend {self.backend!r}")
 
 
+class Second(NamedTuple):
+    """Per sample, each (B,)."""
+
+    slopes: Tensor  # ⟨∇J_s, d⟩
+    curvature: Tensor  # dᵀ∇²J_s e
+    losses: Tensor | None = None  # J_s of the pass that answered, if it was another than the ordinary one
+
+
+class Backend(Protocol):
+    """A way of computing derivatives: a module with these functions (``backends.py`` lists them)."""
+
+    def run(self, net: Network) -> tuple[Tensor, Tensor]:
+        """The ordinary pass: outputs (B, ...) and per-sample losses (B,), with autograd's graph."""
+
+    def gradient(self, net: Network, losses: Tensor, retain_graph: bool) -> tuple[Tensor, ...]:
+        """∇J of the ordinary pass, whose losses these are."""
+
+    def jvp(self, net: Network, d: Tensors) -> Tensor:
+        """A d, the tangent of the outputs (B, ...)."""
+
+    def second(self, net: Network, d: Tensors, e: Tensors) -> Second:
+        """Slopes and curvatures of each sample."""
+
+    def hvp(self, net: Network, d: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(∇J, ∇²J d)."""
+
+    def summary(
+        self, net: Network, d: Tensors, groups: Sequence[Sequence[int]], third: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """∇ψ (S,), ∇²ψ (S, S) and ∂³ψ/∂η_k³ (S,), NaN if not asked for, of ψ(η) = J(θ_i + η_{group of i} d_i) at 0."""
+
+
 class Network:
     """The user's closure and loss as functions of the parameters that can be called again at other values.
 
-    ``backend`` is the module that computes derivatives (``backends.py``); a network that is only called again needs none.
+    It owns what is kept of the ordinary pass: autograd's graph, the gradient once it has been taken, and the recording of
+    the backend. A network that is only called again needs no backend.
+
+    Args:
+        closure, loss, params: as of :func:`~reprolib.curvature.expand`.
+        options: what was asked for.
+        backend: computes derivatives.
+        instead: takes over what ``backend`` cannot do, if the options allow that.
     """
 
     def __init__(
@@ -56,7 +103,8 @@ class Network:
         loss: Loss | None,
         params: Tensors,
         options: Options | None = None,
-        backend: ModuleType | None = None,
+        backend: Backend | None = None,
+        instead: Backend | None = None,
     ):
         self.closure, self.loss, self.params = closure, loss, tuple(params)
         self.backend: Any = backend
@@ -65,9 +113,42 @@ class Network:
         self.at = tuple(p.detach() for p in params)
         self._versions = [p._version for p in params]
         self.recording: Any = None  # what the backend keeps of the ordinary pass
-
+        self.handed_over = ""  # why ``instead`` has taken over
+        self._instead = instead
         self.graph: tuple[Tensor, Tensor] | None = None  # outputs and losses of it, with autograd's graph
         self.known: tuple[Tensor, ...] | None = None  # ∇J, if somebody has taken it
+
+    def open(self) -> tuple[Tensor, Tensor]:
+        """The ordinary pass, by the backend: outputs (B, ...) and losses (B,)."""
+        self.graph = self.backend.run(self)
+        return self.graph
+
+    def free(self) -> None:
+        """Let go of all that the ordinary pass has left."""
+        self.graph = self.recording = self.known = None
+
+    def hand_over(self, why: str) -> None:
+        """Let ``instead`` answer from now on; the error that ``why`` describes if nobody may."""
+        if self._instead is None:
+            raise UnsupportedOperation(why)
+        self.backend, self._instead, self.handed_over, self.recording = self._instead, None, why, None
+
+    def announce(self) -> None:
+        """Say that somebody else answers, and why; Python shows the same warning once."""
+        how = "reverse mode answers instead, at two to three times the price; fallback='refuse' makes this an error"
+        warnings.warn(f"{self.handed_over} ({how})", HandedOver, stacklevel=2)
+
+    def ask(self, question: Callable[[Backend], Any]) -> Any:
+        """``question`` of the backend; of the one behind it, if the first cannot answer."""
+        try:
+            return question(self.backend)
+        except (UnsupportedOperation, UntrackedOperation) as error:
+            if self._instead is None:
+                raise
+            self.hand_over(str(error))
+        answer = question(self.backend)
+        self.announce()
+        return answer
 
     @property
     def written(self) -> bool:
@@ -79,8 +160,10 @@ class Network:
         if self.known is None:
             assert self.graph is not None
             losses = self.graph[1]
+            # whoever may take over does not need the graph either: it runs the closure again
             keep = self.options.retain or self.options.curvature == "ggn"
-            self.known = self.backend.gradient(self, losses, keep)
+            with translated("the network"):
+                self.known = self.backend.gradient(self, losses, keep)
             if not keep:
                 self.graph = None
         return self.known
@@ -97,23 +180,31 @@ class Network:
 
     def run(self) -> tuple[Tensor, Tensor]:
         """The ordinary pass: outputs (B, ...) and per-sample losses (B,)."""
-        outputs = self.closure()
-        return outputs, self.losses_of(outputs)
+        with uncompiled():
+            outputs = self.closure()
+            return outputs, self.losses_of(outputs)
 
     def outputs(self, *values: Tensor, call: Call | None = None) -> Tensor:
         """The outputs with ``values`` as parameters; ``call`` is that of :meth:`Repeat.at`."""
-        return self._repeat.at(values, self.closure, call)
+        with uncompiled():
+            return self._repeat.at(values, self.closure, call)
 
     def losses(self, *values: Tensor, call: Call | None = None) -> Tensor:
         """The per-sample losses with ``values`` as parameters; ``call`` is that of :meth:`Repeat.at`."""
-        return self._repeat.at(values, lambda: self.losses_of(self.closure()), call)
+        with uncompiled():
+            return self._repeat.at(values, lambda: self.losses_of(self.closure()), call)
 
     def losses_at(self, values: Tensors) -> Tensor:
         """The same by the kernels of the ordinary pass, so that the two compare to the last digit; nothing to derive."""
         mode = Substitute(self.params, values, spare_statistics)
-        with torch.no_grad(), self._repeat.same_random_numbers(), mode:
-            losses = self.losses_of(self.closure())
-        return mode.swap(losses)
+        try:
+            with torch.no_grad(), self._repeat.same_random_numbers(), uncompiled(), mode:
+                losses = self.losses_of(self.closure())
+        except UnsupportedOperation:  # the closure differentiates, and needs a graph for that
+            mode = Substitute(self.params, values, spare_statistics)
+            with torch.enable_grad(), self._repeat.same_random_numbers(), uncompiled(), mode:
+                losses = self.losses_of(self.closure())
+        return mode.swap(losses).detach()
 
     def losses_of(self, outputs: Tensor) -> Tensor:
         """Per-sample losses (B,) of outputs (B, ...): ``loss(outputs)``, averaged over what follows the batch axis."""
@@ -141,6 +232,16 @@ class Network:
         if losses.numel() == 0:
             raise InvalidInput("the batch is empty: there is no loss to expand")
         return losses if losses.dim() == 1 else losses.flatten(1).mean(1)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside, compiled functions and modules run as they were before: a graph that is recorded cannot be fused as well."""
+    if "torch._dynamo" not in sys.modules:  # nobody has compiled anything
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def checked(params: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ each further pass runs under a function mode that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,27 @@ from reprolib.errors import UnsupportedOperation
 Call = Callable[[Callable, tuple, dict], Any]
 
 
+class RandomState:
+    """The state of the random generators now, of the processor and of the devices of some tensors, to go back to."""
+
+    def __init__(self, used: Iterable[Tensor]):
+        devices = sorted({t.device.index for t in used if t.device.type == "cuda"})
+        self._cpu = torch.get_rng_state()
+        self._cuda = {i: torch.cuda.get_rng_state(i) for i in devices}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RandomState):
+            return NotImplemented
+        same = torch.equal(self._cpu, other._cpu) and self._cuda.keys() == other._cuda.keys()
+        return same and all(torch.equal(state, other._cuda[i]) for i, state in self._cuda.items())
+
+    def rewind(self) -> None:
+        """Draw the same numbers again from here."""
+        torch.set_rng_state(self._cpu)
+        for i, state in self._cuda.items():
+            torch.cuda.set_rng_state(state, i)
+
+
 class Repeat:
     """One pass ``params -> f(params)`` of user code that can be run again at other values of ``params``.
 
@@ -38,9 +59,7 @@ class Repeat:
 
     def __init__(self, params: Tensors):
         self.params = tuple(params)
-        devices = sorted({p.device.index for p in self.params if p.device.type == "cuda"})
-        self._cpu = torch.get_rng_state()
-        self._cuda = {i: torch.cuda.get_rng_state(i) for i in devices}
+        self._random = RandomState(self.params)
 
     def at(self, values: Tensors, pass_: Callable[[], Any], call: Call | None = None) -> Any:
         """``pass_()`` with ``values`` in the place of the parameters.
@@ -61,16 +80,12 @@ class Repeat:
     @contextmanager
     def same_random_numbers(self) -> Iterator[None]:
         """Inside, the random state of the first pass; afterwards what it was before."""
-        cpu, cuda = torch.get_rng_state(), {i: torch.cuda.get_rng_state(i) for i in self._cuda}
-        torch.set_rng_state(self._cpu)
-        for i, state in self._cuda.items():
-            torch.cuda.set_rng_state(state, i)
+        now = RandomState(self.params)
+        self._random.rewind()
         try:
             yield
         finally:
-            torch.set_rng_state(cpu)
-            for i, state in cuda.items():
-                torch.cuda.set_rng_state(state, i)
+            now.rewind()
 
 
 @contextmanager
@@ -206,6 +221,12 @@ def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn
     return _affine(_normalised(input, dims, eps), weight, bias, list(normalized_shape))
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """G v / |v|, the norm over all axes but ``dim``. The kernel keeps the norm as a constant, in reverse mode too."""
+    axes = [i for i in range(v.dim()) if dim == -1 or i != dim]
+    return v * (g / v.square().sum(axes, keepdim=True).sqrt())
+
+
 def _weights_first(norm: Callable) -> Callable:
     """``torch.batch_norm`` and ``torch.instance_norm`` take the weights before the statistics."""
 
@@ -227,4 +248,5 @@ WRITTEN_OUT: dict[Callable, Callable] = {
     torch.instance_norm: _weights_first(_instance_norm),
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
+    torch._weight_norm: _weight_norm,
 }

@@ -149,6 +149,7 @@ def answered(backend, question):
     return "exact" if error < 1e-12 else "approximate" if error < 1e-5 else f"wrong by {error:.1e}"
 
 
+@pytest.mark.filterwarnings("ignore::reprolib.errors.HandedOver")
 @pytest.mark.parametrize("question", ASK)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_which_backend_answers_what(backend, question):

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from reprolib.curvature import expand
@@ -145,13 +146,20 @@ def test_batch_of_one(backend):
 # ---- bad input
 
 
+def strict(backend):
+    """Options with which nobody takes over."""
+    return {"fallback": "refuse"} if backend == "tape" else {}
+
+
 def test_a_custom_function_never_passes_silently(backend):
-    if backend == "finitediff":
-        pytest.skip("difference quotients only look at values, and those are right")
+    if backend in ("finitediff", "reverse"):
+        pytest.skip("difference quotients only look at values, and reverse mode is what such a function defines")
     c = case("mlp")
     w = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     with pytest.raises((UntrackedOperation, UnsupportedOperation)):
-        expand(lambda: c.x @ Squash.apply(w), c.loss, [w], backend=backend).curvature((torch.ones_like(w),))
+        expand(lambda: c.x @ Squash.apply(w), c.loss, [w], backend=backend, **strict(backend)).curvature(
+            (torch.ones_like(w),)
+        )
 
 
 def test_a_parameter_read_behind_our_back_is_noticed(backend):
@@ -159,10 +167,14 @@ def test_a_parameter_read_behind_our_back_is_noticed(backend):
     hidden = nn.Linear(5, 3, dtype=torch.float64)
     params = list(hidden.parameters())
     alias = [p.view_as(p) for p in params]  # made before: the closure reads the parameters through these
-    with pytest.raises(UntrackedOperation, match="invisible"):
-        expand(lambda: F.linear(c.x, *alias), c.loss, params, backend=backend).curvature(
-            tuple(torch.randn_like(p) for p in params)
-        )
+    d = tuple(torch.randn_like(p) for p in params)
+    if backend == "reverse":  # it follows autograd's graph, where they are
+        expected = expand(lambda: F.linear(c.x, *params), c.loss, params).curvature(d)
+        found = expand(lambda: F.linear(c.x, *alias), c.loss, params, backend=backend).curvature(d)
+        torch.testing.assert_close(found, expected)
+        return
+    with pytest.raises((UntrackedOperation, UnsupportedOperation), match="invisible"):
+        expand(lambda: F.linear(c.x, *alias), c.loss, params, backend=backend, **strict(backend)).curvature(d)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -171,8 +183,15 @@ def test_a_scripted_module_never_passes_silently(backend):
     scripted = torch.jit.script(nn.Sequential(nn.Linear(5, 3), nn.Tanh()).double())
     params = list(scripted.parameters())
     d = tuple(torch.randn_like(p) for p in params)
+    if backend == "reverse":
+        plain = lambda: torch.tanh(F.linear(c.x, *params))
+        expected = expand(plain, c.loss, params).curvature(d)
+        torch.testing.assert_close(
+            expand(lambda: scripted(c.x), c.loss, params, backend=backend).curvature(d), expected
+        )
+        return
     with pytest.raises((UntrackedOperation, UnsupportedOperation)):
-        expand(lambda: scripted(c.x), c.loss, params, backend=backend).curvature(d)
+        expand(lambda: scripted(c.x), c.loss, params, backend=backend, **strict(backend)).curvature(d)
 
 
 def test_an_operation_without_a_rule_is_named(backend):
@@ -182,8 +201,37 @@ def test_an_operation_without_a_rule_is_named(backend):
     grid = torch.zeros(6, 4, 4, 2, dtype=torch.float64)
     net = c.net
     closure = lambda: net[5:](net[4](net[3](F.max_pool2d(F.grid_sample(net[:2](c.x), grid, align_corners=False), 2))))
+    if backend in ("tape", "reverse"):  # reverse mode knows its second derivative
+        assert expand(closure, c.loss, c.params, backend=backend).curvature(c.d).shape == (6,)
+        return
     with pytest.raises(UnsupportedOperation, match="grid_sample"):
         expand(closure, c.loss, c.params, backend=backend).curvature(c.d)
+
+
+class Once(torch.autograd.Function):
+    """Can be differentiated once."""
+
+    @staticmethod
+    def forward(ctx, w):
+        ctx.save_for_backward(w)
+        return w.sin()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].cos()
+
+
+@pytest.mark.filterwarnings("ignore::reprolib.errors.HandedOver")
+@pytest.mark.parametrize("fallback", ["reverse", "refuse"])
+def test_what_nobody_can_differentiate_twice_is_refused(fallback):
+    c = case("mlp")
+    w = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    d = (torch.ones_like(w),)
+    with pytest.raises((UnsupportedOperation, UntrackedOperation)):
+        expand(lambda: c.x @ Once.apply(w), c.loss, [w], fallback=fallback).curvature(d)
+    with pytest.raises(UnsupportedOperation, match="once_differentiable"):
+        expand(lambda: c.x @ Once.apply(w), c.loss, [w], backend="reverse").product(d)
 
 
 def test_replicated_networks_are_refused():

@@ -24,7 +24,7 @@ from torch.func import jvp as forward
 
 from reprolib.curvature.autodiff import gradient, run
 from reprolib.curvature.complex.analytic import call, real
-from reprolib.curvature.network import Network
+from reprolib.curvature.network import Network, Second
 from reprolib.curvature.replay import translated
 from reprolib.curvature.tree import Tensors
 from reprolib.errors import UnsupportedOperation
@@ -42,12 +42,12 @@ def jvp(net: Network, d: Tensors) -> Tensor:
         return _slope(net.outputs(*_moved(net.at, d, h), call=call), h).detach()
 
 
-def second(net: Network, d: Tensors, e: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-    """Per sample (J_s, ⟨∇J_s, d⟩, dᵀ∇²J_s e), each (B,): forward mode along e at θ + i h d."""
+def second(net: Network, d: Tensors, e: Tensors) -> Second:
+    """Per sample ⟨∇J_s, d⟩ and dᵀ∇²J_s e, each (B,): forward mode along e at θ + i h d."""
     h = _step(d)
     with torch.enable_grad():
         losses, along_e = forward(partial(net.losses, call=call), _moved(net.at, d, h), _complex(e))  # type: ignore[misc]
-    return real(losses).detach(), _slope(losses, h).detach(), _slope(along_e, h).detach()
+    return Second(_slope(losses, h).detach(), _slope(along_e, h).detach(), real(losses).detach())
 
 
 def hvp(net: Network, d: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

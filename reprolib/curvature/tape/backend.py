@@ -22,36 +22,46 @@ them, ẍ is carried on and every share is exact, unless ``batch_norm="by-index"
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp as forward
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from reprolib.curvature import autodiff
-from reprolib.curvature.network import Network
+from reprolib.curvature.nested import first_of, kind_of, second_of
+from reprolib.curvature.network import Network, Second, uncompiled
 from reprolib.curvature.tape.blocks import Blockwise
-from reprolib.curvature.tape.node import Node, Value, reader
+from reprolib.curvature.tape.node import Node, Value, filled, reader
 from reprolib.curvature.tape.recompute import adjoints_again
 from reprolib.curvature.tape.recorder import Tape
 from reprolib.curvature.tape.recording import Recording
 from reprolib.curvature.tape.rules.registry import rerun
 from reprolib.curvature.tree import Tensors
-from reprolib.errors import UnsupportedOperation
+from reprolib.errors import ReprolibError, UnsupportedOperation
 
 
 def run(net: Network) -> tuple[Tensor, Tensor]:
     """The ordinary pass, recorded: outputs and per-sample losses."""
     hessian = net.options.curvature == "hessian"
-    tape = Tape(net.params, adjoints=hessian, shared=hessian and net.options.products == "shared")
-    with tape:
+    tape = Tape(
+        net.params,
+        adjoints=hessian,
+        shared=hessian and net.options.products == "shared",
+        whole=net.options.memory == "recompute",
+    )
+    with uncompiled(), tape:
         outputs = tape.current(net.closure())
         tape.at_outputs = len(tape.nodes)
         losses = tape.current(net.losses_of(outputs))
-    net.recording = Recording(net, tape, outputs, losses)
+    if tape.lost:
+        net.hand_over(tape.lost)
+        net.announce()
+    else:
+        net.recording = Recording(net, tape, outputs, losses)
     return outputs, losses
 
 
@@ -76,16 +86,16 @@ def jvp(net: Network, d: Tensors) -> Tensor:
     return replay.at(r.ends[0], replay.first)
 
 
-def second(net: Network, d: Tensors, e: Tensors) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Per sample (no new losses, ⟨∇J_s, d⟩, dᵀ∇²J_s e): one replay; two, by polarisation, if e is not d."""
+def second(net: Network, d: Tensors, e: Tensors) -> Second:
+    """Per sample ⟨∇J_s, d⟩ and dᵀ∇²J_s e: one replay; two, by polarisation, if e is not d."""
     net.gradient()  # with it come the adjoints
     if e is not d:
         # 4 dᵀHe = (d+se)ᵀH(d+se) − (d−se)ᵀH(d−se), over s, the scale that makes both the same size
         scale = (_norm(d) / _norm(e)).nan_to_num(1.0, 1.0, 1.0)
         slope, plus = _curvature(net, [x + scale * y for x, y in zip(d, e, strict=True)], free=False)
         other, minus = _curvature(net, [x - scale * y for x, y in zip(d, e, strict=True)], free=not net.options.retain)
-        return None, (slope + other) / 2, (plus - minus) / (4 * scale)
-    return None, *_curvature(net, d, free=not net.options.retain)
+        return Second((slope + other) / 2, (plus - minus) / (4 * scale))
+    return Second(*_curvature(net, d, free=not net.options.retain))
 
 
 def hvp(net: Network, d: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -121,8 +131,9 @@ def summary(net: Network, d: Tensors, groups: Sequence[Sequence[int]], third: bo
         adjoints = {k: x for k, x in zip(r.graph, found, strict=True) if x is not None}
     adjoints[r.ends[1].id] = weights
     walk = Blockwise(d, groups, adjoints, third)
-    with torch.no_grad():
+    with torch.no_grad(), blamed() as on:
         for i, node in enumerate(r.nodes):
+            on.append(node)
             walk.advance(node)
             for v in list(node.inputs()):
                 if r.last_use[v.id] == i:
@@ -163,8 +174,9 @@ class Replay:
     ) -> None:
         """Advance through ``nodes``, which follow those of the last call. ``free``: drop what they keep, as it is read."""
         adjoints = adjoints or {}
-        with torch.no_grad():
+        with torch.no_grad(), blamed() as on:
             for node in nodes:
+                on.append(node)
                 if any(v.id in self.first for v in node.inputs()):
                     self._advance(node, adjoints, free)
                 if until is not None and any(v.id == until for v in node.out):
@@ -202,8 +214,21 @@ class Replay:
         self.paid += self.recording.batch * parts
 
 
+@contextmanager
+def blamed() -> Iterator[deque[Node]]:
+    """PyTorch's errors inside as :class:`UnsupportedOperation` of the node that was put in last."""
+    on: deque[Node] = deque(maxlen=1)
+    try:
+        yield on
+    except (torch.OutOfMemoryError, ReprolibError):
+        raise
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UnsupportedOperation(f"{on[0].name} cannot be replayed with these arguments: {line}") from error
+
+
 def fallback(node: Node, t: Callable, u: Callable | None) -> tuple[Any, Any]:
-    """Nested forward mode of one operation that has no rule, run again on its recorded inputs: (ẏ, ÿ)."""
+    """(ẏ, ÿ) of an operation that has no rule, run again on its recorded inputs: by PyTorch's own modes (``nested.py``)."""
     values = list({v.id: v for v in node.inputs()}.values())
 
     def tangents(table: Callable) -> tuple[Tensor, ...]:
@@ -214,18 +239,18 @@ def fallback(node: Node, t: Callable, u: Callable | None) -> tuple[Any, Any]:
         given = {v.id: x for v, x in zip(values, xs, strict=True)}
         return tuple(rerun(node, lambda v: given[v.id]))
 
-    xs, ds = tuple(v.data for v in values), tangents(t)
-    try:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
-            if u is None:
-                return tuple(y.detach() for y in forward(f, xs, ds)[1]), None
-            ys, ss = forward(lambda *z: forward(f, z[: len(xs)], z[len(xs) :])[1], (*xs, *ds), (*ds, *tangents(u)))  # type: ignore[misc]
-        return tuple(y.detach() for y in ys), tuple(s.detach() for s in ss)
-    except (RuntimeError, NotImplementedError) as error:
-        line = (str(error).splitlines() or [""])[0][:200]
-        raise UnsupportedOperation(
-            f"{node.name} has no rule and cannot be differentiated twice in forward mode: {line}"
-        ) from error
+    xs = tuple(map(_data, values))
+    if u is None:
+        return first_of(node.name, f, xs, tangents(t)), None
+    moving = {id(x) for x in xs}
+    args, kwargs = filled(node.call[0], _data), {k: filled(v, _data) for k, v in node.call[1].items()}
+    kind = kind_of(node.func, args, kwargs, lambda x: id(x) in moving)
+    return second_of(node.name, kind, f, xs, tangents(t), tangents(u))
+
+
+def _data(v: Value) -> Tensor:
+    assert v.data is not None
+    return v.data
 
 
 def _norm(d: Tensors) -> Tensor:

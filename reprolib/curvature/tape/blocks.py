@@ -165,7 +165,7 @@ class Blockwise:
             return first, []
         for r, v in zip(riesz, values.values(), strict=True):
             self._cross(v, ids, r)
-        kept = {v.id: v.data for v in (*node.inputs(), *node.out) if v.data is not None}
+        kept = _moveable(node)
         numbers = list(kept)
 
         def cube(along: Tensor, *m: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def _second(f1: Any, f2: Any) -> Any:
 
 def _third(node: Node, v: Value, f1: Tensor, f2: Any) -> Tensor:
     """f‴ of an elementwise operation, by forward mode over its f″, or over the h of f″ = c h f′: f‴ = c (h′ + c h²) f′."""
-    kept = {w.id: w.data for w in (*node.inputs(), *node.out) if w.data is not None}
+    kept = _moveable(node)
     moves = {v.id: lambda t: torch.ones_like(t), node.out[0].id: lambda t: f1.expand_as(t)}
 
     def bend(*data: Tensor) -> Tensor:
@@ -242,6 +242,11 @@ def _third(node: Node, v: Value, f1: Tensor, f2: Any) -> Tensor:
     else:
         moved = forward(bend, tuple(kept.values()), tuple(moves[k](t) for k, t in kept.items()))[1]
     return moved if h is None else torch.addcmul(moved, h, h, value=c).mul_(f1).mul_(c)
+
+
+def _moveable(node: Node) -> dict[int, Tensor]:
+    """The data of a node, by the number of the value; forward mode wants each entry to have memory of its own."""
+    return {v.id: v.data.contiguous() for v in (*node.inputs(), *node.out) if v.data is not None}
 
 
 def _tuple(x: Any) -> tuple[Tensor, ...]:

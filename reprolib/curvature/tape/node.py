@@ -28,11 +28,12 @@ class Node:
     The rule (``rules/registry.py``), ``None`` where there is none, is for those who replay: a node only carries it.
     """
 
-    __slots__ = ("args", "call", "func", "out", "rule")
+    __slots__ = ("args", "call", "func", "out", "picks", "rule")
 
     def __init__(self, rule: Any, func: Callable, call: tuple[tuple, dict], args: dict[str, Any]):
         self.rule, self.func, self.call, self.args = rule, func, call, args
         self.out: list[Value] = []
+        self.picks: tuple[int, ...] = (0,)  # which of the tensors that the call returns are the outputs
 
     def __getitem__(self, name: str) -> Any:
         """The data of an argument (a tensor, a number, ...), ``None`` if it was not given."""

@@ -58,7 +58,7 @@ def adjoints_again(
             for v in (*node.inputs(), *node.out):
                 if v.kept:
                     v.data = table[v.id].detach()
-        wanted = {k: get_gradient_edge(table[k]) for k in numbers}
+        wanted = {k: get_gradient_edge(table[k]) for k in numbers if table[k].requires_grad}
         if not wanted:
             return {}
         end = table[losses]

@@ -33,7 +33,8 @@ class Recording:
         if net.options.curvature == "hessian":
             found = locate(tape.nodes, self.ends[1], net.options.batch_norm == "by-index")
             self.nodes = [node for node in tape.nodes if any(v.id in found for v in node.out)]
-            self.places = {k: before for k in tape.products if (before := found.get(k)) is not None}
+            paid = tape.products & tape.edges.keys()
+            self.places = {k: before for k in paid if (before := found.get(k)) is not None}
             self.edges = {k: tape.edges[k] for k in self.places}
             if net.options.memory == "recompute":
                 self.later = split(self.nodes, self.places, tape.tensor)

@@ -64,7 +64,7 @@ def _slots(node: Node) -> Iterator[tuple[str, Value]]:
 # ---- places
 
 
-def _axis(shape: Shape, before: int, batch: int) -> int | None:
+def axis(shape: Shape, before: int, batch: int) -> int | None:
     """The axis that starts with the samples: B long, or B times something behind it."""
     size = 1
     for k, n in enumerate(shape):
@@ -86,7 +86,7 @@ def aligned(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) 
     """Elementwise with broadcasting: axes correspond from the right, and the samples must not share the argument."""
     if tuple(x) == tuple(y):
         return before
-    k = _axis(y, before, batch)
+    k = axis(y, before, batch)
     if k is None:
         return None
     j = k - (len(y) - len(x))
@@ -117,7 +117,7 @@ def along(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) ->
     if not dims:
         return None
     mixed = tuple(y) if tuple(x) == tuple(y) or keep else tuple(1 if i in dims else n for i, n in enumerate(x))
-    k = _axis(mixed, before, batch)
+    k = axis(mixed, before, batch)
     if k is not None and k not in dims and mixed[k] == x[k]:
         return _before(x, k)
     return before if math.prod(x[: min(dims)]) % (before * batch) == 0 else None
@@ -125,7 +125,7 @@ def along(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) ->
 
 def viewed(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) -> int | None:
     """A view: the axis of the samples is where its stride went, and must be there in full."""
-    k, rest = _axis(y, before, batch), node.args["args"][1:]
+    k, rest = axis(y, before, batch), node.args["args"][1:]
     if k is None or any(isinstance(i, torch.Tensor | list) for i in _flat(rest)):
         return None
     whole = torch.empty(tuple(x), device="meta")
@@ -141,7 +141,7 @@ def viewed(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) -
 def product(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) -> int | None:
     """Matrix product: rows belong to ``a``, columns to ``b``, the axes before them to both."""
     a, b = node.args["a"].shape, node.args["b"].shape
-    k = _axis(y, before, batch)
+    k = axis(y, before, batch)
     if k is None or (len(a) < 2 and name == "a") or (len(b) < 2 and name == "b"):
         return None
     rows = len(y) - (2 if len(b) >= 2 else 1)
@@ -156,7 +156,7 @@ def product(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) 
 
 def heads(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) -> int | None:
     """Attention: axes before (position, feature) are independent of each other."""
-    k = _axis(y, before, batch)
+    k = axis(y, before, batch)
     if name not in ("query", "key", "value") or k is None or k >= len(y) - 2:
         return None
     j = k - (len(y) - len(x))
@@ -165,7 +165,7 @@ def heads(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) ->
 
 def classes(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) -> int | None:
     """Losses (N, …) of scores (N, C, …)."""
-    k = _axis(y, before, batch)
+    k = axis(y, before, batch)
     if name != "input" or node.args.get("reduction", "mean") != "none" or k is None:
         return None
     return _before(x, k if k == 0 else k + 1)
@@ -178,13 +178,13 @@ def unreduced(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int
 
 def channels(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) -> int | None:
     """A normalisation that treats samples (axis 0) alike; its weights are shared."""
-    return before if name == "input" and _axis(y, before, batch) == 0 else None
+    return before if name == "input" and axis(y, before, batch) == 0 else None
 
 
 def joined(node: Node, name: str, x: Shape, y: Shape, before: int, batch: int) -> int | None:
     """Concatenation along an axis that is not that of the samples."""
     dim = _given(node, 1, "dim") or 0
-    k, new = _axis(y, before, batch), node.func is torch.stack
+    k, new = axis(y, before, batch), node.func is torch.stack
     dim %= len(y)
     if k is None or k == dim:
         return None

@@ -5,10 +5,12 @@ from reprolib.curvature.tape.rules import (  # noqa: F401  # each registers its 
     attention,
     elementwise,
     layers,
+    linalg,
     losses,
     norms,
     random,
     shapes,
+    writes,
 )
 from reprolib.curvature.tape.rules.expanded import EXPANDED
 from reprolib.curvature.tape.rules.registry import RULES, Rule

@@ -24,12 +24,12 @@ def _bilinear(node: Node, t: Tangents, curved: bool, product: Callable[[Any, Any
     return y, 2 * product(da, db) if curved and both else None
 
 
-@rule("mul", "multiply", "__mul__", "__rmul__", names="a b", reads="a b", samples=samples.aligned)
+@rule("mul", "multiply", "__mul__", "__rmul__", names="a b", moves="a b", reads="a b", samples=samples.aligned)
 def mul(node: Node, t: Tangents, curved: bool) -> Answer:
     return _bilinear(node, t, curved, torch.mul)
 
 
-_MATRICES: dict[str, Any] = {"reads": "a b", "samples": samples.product, "product": True, "factors": ("a", "b"),
+_MATRICES: dict[str, Any] = {"reads": "a b", "moves": "a b", "samples": samples.product, "product": True, "factors": ("a", "b"),
                              "bilinear": lambda node, a, b: torch.matmul(a, b)}  # fmt: skip
 
 
@@ -50,10 +50,18 @@ def _quotient(node: Node, t: Tangents, curved: bool) -> Answer:
     return y, -2 * y * db / b if curved else None
 
 
-rule("div", "divide", "true_divide", "__truediv__", "__div__", names="a b", reads="b y", samples=samples.aligned)(
-    _quotient
-)
-rule("__rtruediv__", "__rdiv__", names="b a", reads="b y", samples=samples.aligned)(_quotient)
+rule(
+    "div",
+    "divide",
+    "true_divide",
+    "__truediv__",
+    "__div__",
+    names="a b",
+    moves="a b",
+    reads="b y",
+    samples=samples.aligned,
+)(_quotient)
+rule("__rtruediv__", "__rdiv__", names="b a", moves="a b", reads="b y", samples=samples.aligned)(_quotient)
 
 
 # ---- sums
@@ -72,6 +80,6 @@ def _sum_rule(sign: int) -> Callable:
     return apply
 
 
-rule("add", "__add__", "__radd__", names="a b", samples=samples.aligned)(_sum_rule(1))
-rule("sub", "subtract", "__sub__", names="a b", samples=samples.aligned)(_sum_rule(-1))
-rule("__rsub__", "rsub", names="b a", samples=samples.aligned)(_sum_rule(-1))
+rule("add", "__add__", "__radd__", names="a b", moves="a b", samples=samples.aligned)(_sum_rule(1))
+rule("sub", "subtract", "__sub__", names="a b", moves="a b", samples=samples.aligned)(_sum_rule(-1))
+rule("__rsub__", "rsub", names="b a", moves="a b", samples=samples.aligned)(_sum_rule(-1))

@@ -51,6 +51,7 @@ def logsumexp(node: Node, t: Tangents, curved: bool) -> Answer:
     F.scaled_dot_product_attention,
     names="query key value attn_mask dropout_p is_causal scale enable_gqa",
     reads="query key value",
+    moves="query key value",
     samples=samples.heads,
     product=True,
     when=lambda args, kwargs: not kwargs.get("enable_gqa", False),
@@ -63,7 +64,6 @@ def attention(node: Node, t: Tangents, curved: bool) -> Answer:
     if node.args.get("is_causal", False):
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
-        mask = mask.data if not isinstance(mask, Tensor) else mask
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     p = torch.softmax(scores, -1)
     ds = plus(None if dq is None else dq @ k.transpose(-1, -2), None if dk is None else q @ dk.transpose(-1, -2))

@@ -38,7 +38,7 @@ def elementwise(*ops: Any, names: str = "x", reads: str = "y", **options: Any) -
         def apply(node: Node, t: Tangents, curved: bool) -> Answer:
             return carry(node, t, None, curved)
 
-        kind = {"carry": carry, "derivatives": derivatives, "samples": samples.aligned}
+        kind: dict[str, Any] = {"carry": carry, "derivatives": derivatives, "samples": samples.aligned}
         rule(*ops, names=names, reads=reads, **kind, **options)(apply)
         return derivatives
 
@@ -130,6 +130,28 @@ def power(node: Node):
     return n * x ** (n - 1), n * (n - 1) * x ** (n - 2) if n != 1 else None
 
 
+@elementwise(F.logsigmoid, "log_sigmoid", reads="x")
+def logsigmoid(node: Node):
+    f1 = torch.sigmoid(-node["x"])
+    return f1, (-1, torch.sigmoid(node["x"]))
+
+
+def _inside(x: Tensor, low: float, high: float) -> Tensor:
+    return ((x > low) & (x < high)).to(x.dtype)
+
+
+@elementwise(F.hardswish, names="x inplace", reads="x")
+def hardswish(node: Node):
+    x = node["x"]
+    inside = _inside(x, -3, 3)
+    return torch.where(x <= -3, 0.0, torch.where(x >= 3, 1.0, x / 3 + 0.5)), inside / 3
+
+
+@elementwise(F.relu6, names="x inplace", reads="x")
+def relu6(node: Node):
+    return _inside(node["x"], 0, 6), None
+
+
 @elementwise("relu", F.relu)
 def relu(node: Node):
     return (node.y > 0).to(node.y.dtype), None
@@ -141,7 +163,7 @@ def leaky_relu(node: Node):
     return torch.full_like(x, node.args.get("negative_slope", 0.01)).masked_fill(x > 0, 1.0), None
 
 
-@elementwise("abs", reads="x")
+@elementwise("abs", reads="x", when=lambda args, kwargs: not args[0].is_complex())
 def absolute(node: Node):
     return torch.sign(node["x"]), None
 

@@ -59,6 +59,7 @@ def _layer(node: Node, t: Tangents, curved: bool, product: Callable[[Tensor, Ten
     F.linear,
     names="input weight bias",
     reads="input weight bias",
+    moves="input weight bias",
     samples=samples.trailing(1, "input"),
     product=True,
     factors=("input", "weight"),
@@ -73,6 +74,7 @@ def _convolution(dimensions: int) -> Callable:
         (F.conv1d, F.conv2d, F.conv3d)[dimensions - 1],
         names="input weight bias stride padding dilation groups",
         reads="input weight bias",
+        moves="input weight bias",
         samples=samples.trailing(dimensions + 1, "input"),
         product=True,
         factors=("input", "weight"),
@@ -91,6 +93,6 @@ def conv(node: Node, t: Tangents, curved: bool) -> Answer:
     return _layer(node, t, curved, lambda x, w, b: node.func(x, w, b, **_geometry(node)))
 
 
-@rule(F.embedding, names="input weight padding_idx max_norm norm_type scale_grad_by_freq sparse")
+@rule(F.embedding, names="input weight padding_idx max_norm norm_type scale_grad_by_freq sparse", moves="weight")
 def embedding(node: Node, t: Tangents, curved: bool) -> Answer:
     return F.embedding(node["input"], t(node.args["weight"])), None

@@ -32,6 +32,7 @@ def _expected(z: Tensor, node: Node) -> Tensor:
     names="input target weight size_average ignore_index reduce reduction label_smoothing",
     reads="input",
     samples=samples.classes,
+    when=lambda args, kwargs: args[0].dim() > 1,
 )
 def cross_entropy(node: Node, t: Tangents, curved: bool) -> Answer:
     x, dx = node["input"], t(node.args["input"])
@@ -72,6 +73,7 @@ def _mean_or_sum(node: Node, x: Tensor) -> Tensor:
     F.mse_loss,
     names="input target size_average reduce reduction weight",
     reads="input target",
+    moves="input target",
     samples=samples.unreduced,
 )
 def mse(node: Node, t: Tangents, curved: bool) -> Answer:
@@ -82,17 +84,43 @@ def mse(node: Node, t: Tangents, curved: bool) -> Answer:
 
 
 @rule(
+    F.huber_loss,
+    names="input target reduction delta weight",
+    reads="input target",
+    moves="input target",
+    samples=samples.unreduced,
+)
+def huber(node: Node, t: Tangents, curved: bool) -> Answer:
+    """½ e² for |e| ≤ δ, else δ (|e| − ½ δ)."""
+    da, db, δ = t(node.args["input"]), t(node.args["target"]), node.args.get("delta", 1.0)
+    de = da if db is None else -db if da is None else da - db
+    e, w = node["input"] - node["target"], node["weight"]
+    first, second = e.clamp(-δ, δ) * de, (e.abs() <= δ) * de * de
+    if w is not None:
+        first, second = w * first, w * second
+    return _mean_or_sum(node, first), _mean_or_sum(node, second) if curved else None
+
+
+@rule(
     F.binary_cross_entropy_with_logits,
     names="input target weight size_average reduce reduction pos_weight",
     reads="input target",
+    moves="input target",
     samples=samples.unreduced,
 )
 def bce_with_logits(node: Node, t: Tangents, curved: bool) -> Answer:
     """ℓ = (1 − y) x + (1 + (w₊ − 1) y) softplus(−x)."""
-    x, y, dx, w, positive = node["input"], node["target"], t(node.args["input"]), node["weight"], node["pos_weight"]
+    x, y, w, positive = node["input"], node["target"], node["weight"], node["pos_weight"]
+    dx, dy = t(node.args["input"]), t(node.args["target"])
     σ = torch.sigmoid(x)
-    share = 1 if positive is None else 1 + (positive - 1) * y
-    first, second = ((1 - y) - share * (1 - σ)) * dx, share * σ * (1 - σ) * dx * dx
+    rise = 0 if positive is None else positive - 1
+    share, first, second = 1 + rise * y, torch.zeros_like(x), torch.zeros_like(x)
+    if dx is not None:
+        first, second = ((1 - y) - share * (1 - σ)) * dx, share * σ * (1 - σ) * dx * dx
+    if dy is not None:
+        first = first + (rise * F.softplus(-x) - x) * dy
+    if dx is not None and dy is not None:
+        second = second - 2 * (1 + rise * (1 - σ)) * dx * dy
     if w is not None:
         first, second = w * first, w * second
     return _mean_or_sum(node, first), _mean_or_sum(node, second) if curved else None

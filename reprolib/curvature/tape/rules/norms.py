@@ -79,7 +79,7 @@ def _norm(*ops: Any, names: str, **options: Any) -> Callable:
         def apply(node: Node, t: Tangents, curved: bool) -> Answer:
             return carry(node, t, (lambda x: None) if curved else None)
 
-        rule(*ops, names=names, reads="input weight", carry=carry, **options)(apply)
+        rule(*ops, names=names, reads="input weight", moves="input weight bias", carry=carry, **options)(apply)
         return carry
 
     return register

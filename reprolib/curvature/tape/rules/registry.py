@@ -41,6 +41,8 @@ class Rule:
     reads: frozenset[str]
     run: Callable[..., tuple[Any, dict[str, Any]]] | None = None
     many: bool = False
+    moves: frozenset[str] = frozenset()  # the arguments that may depend on the parameters
+    makes: tuple[int, ...] | None = None  # which of the outputs move, if not all do
     when: Callable[[tuple, dict], bool] = lambda args, kwargs: True  # else the operation has no rule in this form
     carry: Callable[[Node, Tangents, Tangents], Answer] | None = None  # (node, ẋ, ẍ) -> (ẏ, ÿ) at less than twice apply
     derivatives: Callable[[Node], tuple[Any, Any]] | None = None  # of an elementwise function of its first argument
@@ -50,6 +52,15 @@ class Rule:
     factors: tuple[str, ...] = ()  # what it is the product of, if it can share products, and the product
     bilinear: Callable[[Node, Tensor, Tensor], Tensor] | None = None
     again: Callable[[Node, tuple, dict], Any] | None = None
+
+    def fits(self, args: tuple, kwargs: dict[str, Any], depends: Callable[[Tensor], bool]) -> bool:
+        """Whether this is the rule of the call: in this form, and where nothing else moves than it knows of."""
+        if not self.when(args, kwargs):
+            return False
+        if self.many:
+            return True
+        given = [*zip(self.names, args, strict=False), *((self.name(k), v) for k, v in kwargs.items())]
+        return not any(isinstance(x, Tensor) and name not in self.moves and depends(x) for name, x in given)
 
     def name(self, keyword: str) -> str:
         """The name of an argument that was given by keyword (``torch.mul(x, other=y)``)."""
@@ -82,12 +93,13 @@ _POSITION = {"self": 0, "input": 0, "other": 1, "mat2": 1, "vec": 1}
 RULES: dict[Any, Rule] = {}  # by function, or by name for methods and their functional forms
 
 
-def rule(*ops: Any, names: str, reads: str = "", **options: Any) -> Callable:
-    """Register the decorated function as the rule of ``ops``."""
+def rule(*ops: Any, names: str, reads: str = "", moves: str = "", **options: Any) -> Callable:
+    """Register the decorated function as the rule of ``ops``; if ``moves`` names none, the first argument moves."""
+    known = frozenset(moves.split() or names.split()[:1])
 
     def register(apply: Callable) -> Callable:
         for op in ops:
-            RULES[op] = Rule(apply, tuple(names.split()), frozenset(reads.split()), **options)
+            RULES[op] = Rule(apply, tuple(names.split()), frozenset(reads.split()), moves=known, **options)
         return apply
 
     return register
@@ -103,5 +115,5 @@ def rerun(node: Node, data: Callable[[Value], Tensor]) -> list[Tensor]:
     args, kwargs = filled(node.call[0], data), {k: filled(v, data) for k, v in node.call[1].items()}
     again = node.rule.again if node.rule else None
     out = again(node, args, kwargs) if again else node.func(*args, **kwargs)
-    made = [t for t in tensors(out) if t.is_floating_point()]
-    return made[: len(node.out)]
+    made = list(tensors(out))
+    return [made[i] for i in node.picks]

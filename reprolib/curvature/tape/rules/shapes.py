@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,7 +18,9 @@ from reprolib.curvature.tape.samples import Place
 def _affine(node: Node, t: Tangents, curved: bool) -> Answer:
     (x, *rest), kwargs = node.args["args"], {k: v for k, v in node.args.items() if k != "args"}
     dx = t(x)
-    like = [dx.new_empty(1).expand(v.shape) if hasattr(v, "data") and not isinstance(v, Tensor) else v for v in rest]
+    if dx is None:  # only what it is to look like moves
+        return next(z for z in map(t, rest) if z is not None).new_zeros(node.out[0].shape), None
+    like = [dx.new_empty(()).expand(v.shape) if hasattr(v, "data") and not isinstance(v, Tensor) else v for v in rest]
     return node.func(dx, *like, **kwargs), None
 
 
@@ -33,15 +36,51 @@ def _property(name: str) -> Any:
 
 _register(samples.reshaped, "flatten", "view", "reshape", "contiguous", "unsqueeze", "squeeze", "unflatten", "view_as",
           "clone", "to", "float", "double")  # fmt: skip
-_register(samples.viewed, "transpose", "permute", "swapaxes", "movedim", "t", _property("T"), _property("mT"), "chunk", "split",
+_register(samples.viewed, "transpose", "permute", "swapaxes", "movedim", "t", _property("T"), _property("mT"), "chunk", "split", "tensor_split",
           "unbind", "narrow", "select", "__getitem__", "diagonal")  # fmt: skip
 _register(samples.aligned, "expand", "expand_as", "tril", "triu")
 _register(samples.along, "mean", "sum")
 _register(samples.nowhere, "repeat", "flip", "roll", "cumsum", "index_select", "gather")
 _register(samples.trailing(1), F.avg_pool1d, F.adaptive_avg_pool1d)
 _register(samples.trailing(2), F.avg_pool2d, F.adaptive_avg_pool2d)
-_register(samples.trailing(lambda node: len(node.args["args"][1]) // 2 if len(node.args["args"]) > 1 else 9), F.pad)
 _register(samples.channels, F.unfold, F.fold, F.interpolate)
+
+
+@rule(F.pad, names="input pad mode value", samples=samples.trailing(lambda node: len(node.args["pad"]) // 2))
+def pad(node: Node, t: Tangents, curved: bool) -> Answer:
+    return F.pad(t(node.args["input"]), node.args["pad"], node.args.get("mode", "constant")), None
+
+
+# ---- what a constant mask or index chooses
+
+
+def _zero(x: Any) -> Any:
+    return 0 if x is None else x
+
+
+@rule("masked_fill", names="input mask value", samples=samples.aligned)
+def masked_fill(node: Node, t: Tangents, curved: bool) -> Answer:
+    return t(node.args["input"]).masked_fill(node.args["mask"], 0), None
+
+
+@rule("where", names="condition input other", moves="input other", samples=samples.aligned,
+      when=lambda args, kwargs: len(args) + len(kwargs) == 3 and args[0].dtype == torch.bool)  # fmt: skip
+def where(node: Node, t: Tangents, curved: bool) -> Answer:
+    da, db = t(node.args["input"]), t(node.args["other"])
+    return torch.where(node.args["condition"], _zero(da), _zero(db)).expand(node.out[0].shape), None
+
+
+@rule("scatter_add", "scatter", names="input dim index src", moves="input src",
+      when=lambda args, kwargs: "reduce" not in kwargs and "value" not in kwargs)  # fmt: skip
+@rule("index_add", names="input dim index src alpha", moves="input src")
+def scattered(node: Node, t: Tangents, curved: bool) -> Answer:
+    x, dim, index, src = (node.args[k] for k in ("input", "dim", "index", "src"))
+    dx, ds = t(x), t(src)
+    dx = ds.new_zeros(x.shape) if dx is None else dx
+    if ds is None:
+        ds = dx.new_zeros(src.shape) if hasattr(src, "shape") else 0
+    options = {"alpha": node.args["alpha"]} if "alpha" in node.args else {}
+    return node.func(dx, dim, index, ds, **options), None
 
 
 def _joined(node: Node, t: Tangents, curved: bool) -> Answer:

@@ -1,0 +1,1 @@
+"""What the chapters of part Foundations show."""
