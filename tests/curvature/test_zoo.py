@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import platform
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -121,11 +123,13 @@ def asked(library: str, name: str) -> tuple[float, float, str]:
         for b, before in zip(net.buffers(), buffers, strict=True):
             b.copy_(before)
     torch.manual_seed(2)
-    with sdpa_kernel(SDPBackend.MATH):
+    with suppress(NotImplementedError, RuntimeError), sdpa_kernel(SDPBackend.MATH):  # PyTorch may have none
         slope = torch.autograd.grad(loss(closure()).mean(), params, create_graph=True, allow_unused=True)
         slope = torch.stack([(a * b).sum() for a, b in zip(slope, d, strict=True) if a is not None]).sum()
         bent = torch.autograd.grad(slope, params, allow_unused=True)
-    return found, float(sum((a * b).sum() for a, b in zip(bent, d, strict=True) if a is not None)), model.handed_over
+        expected = float(sum((a * b).sum() for a, b in zip(bent, d, strict=True) if a is not None))
+        return found, expected, model.handed_over
+    return found, math.nan, model.handed_over
 
 
 @pytest.mark.filterwarnings("default")  # of those libraries
@@ -134,6 +138,8 @@ def asked(library: str, name: str) -> tuple[float, float, str]:
 def test_the_curvature_is_that_of_double_backward_and_nobody_hands_over(library, name):
     pytest.importorskip(library)
     found, expected, why = asked(library, name)
+    if math.isnan(expected):
+        pytest.skip("PyTorch cannot differentiate it twice in reverse mode")
     assert not why
     assert abs(found - expected) <= 1e-9 * abs(expected)
 
@@ -148,8 +154,9 @@ def main(*names: str) -> None:
             warnings.simplefilter("ignore")
             try:
                 found, expected, why = asked(library, name)
-                kind, note = ("right" if abs(found - expected) <= 1e-9 * abs(expected) else "wrong"), why[:160]
-                note = note or ("" if kind == "right" else f"{found:.8g}, not {expected:.8g}")
+                kind = "right" if abs(found - expected) <= 1e-9 * abs(expected) else "wrong"
+                kind = "unknown" if math.isnan(expected) else kind
+                note = why[:160] or (f"{found:.8g}, not {expected:.8g}" if kind == "wrong" else "")
             except ReprolibError as error:
                 kind, note, why = "refused", str(error)[:160], ""
             except ImportError:
