@@ -41,8 +41,8 @@ TIMM = {  # name -> options that make it small
     "vit_tiny_patch16_224": {"img_size": 32, "depth": 2}, "deit3_small_patch16_224": {"img_size": 32, "depth": 2},
     "beit_base_patch16_224": {"img_size": 32, **SMALL}, "cait_xxs24_224": {"img_size": 32, "depth": 2},
     "xcit_nano_12_p16_224": {"img_size": 32, "depth": 2}, "eva02_tiny_patch14_224": {"img_size": 28, "depth": 2},
-    "mixer_s32_224": {"img_size": 32, "num_blocks": 2}, "gmlp_s16_224": {"img_size": 32, "num_blocks": 2},
-    "resmlp_12_224": {"img_size": 32, "num_blocks": 2}, "coatnet_nano_rw_224": {"img_size": 64},
+    "mixer_s32_224": {"img_size": 32}, "gmlp_s16_224": {"img_size": 32},
+    "resmlp_12_224": {"img_size": 32}, "coatnet_nano_rw_224": {"img_size": 64},
     "convnextv2_atto": {}, "mobilenetv4_conv_small": {}, "ghostnet_050": {}, "res2net50_26w_4s": {}, "seresnet50": {},
     "resnest14d": {}, "tinynet_e": {}, "poolformer_s12": {}, "edgenext_xx_small": {}, "rexnet_100": {}, "dm_nfnet_f0": {},
     "efficientnet_lite0": {},
@@ -102,7 +102,19 @@ LIBRARIES: dict[str, tuple[Callable[[str], Built], tuple[str, ...]]] = {
     "timm": (timm, tuple(TIMM)),
     "transformers": (transformers, tuple(LANGUAGE)),
 }
+SINGLE = {
+    "Llama",
+    "Mistral",
+    "Qwen2",
+    "T5",
+    "Mamba",
+}  # compute their norms in single precision, whatever they are given
 ALL = [(library, name) for library, (_, names) in LIBRARIES.items() for name in names]
+
+
+def tolerance(name: str) -> float:
+    """What rounding may take: 3e-7 was seen of those in single precision, 1e-12 of the others."""
+    return 1e-6 if name in SINGLE else 1e-9
 
 
 def asked(library: str, name: str) -> tuple[float, float, str]:
@@ -141,7 +153,7 @@ def test_the_curvature_is_that_of_double_backward_and_nobody_hands_over(library,
     if math.isnan(expected):
         pytest.skip("PyTorch cannot differentiate it twice in reverse mode")
     assert not why
-    assert abs(found - expected) <= 1e-9 * abs(expected)
+    assert abs(found - expected) <= tolerance(name) * abs(expected)
 
 
 def main(*names: str) -> None:
@@ -154,7 +166,7 @@ def main(*names: str) -> None:
             warnings.simplefilter("ignore")
             try:
                 found, expected, why = asked(library, name)
-                kind = "right" if abs(found - expected) <= 1e-9 * abs(expected) else "wrong"
+                kind = "right" if abs(found - expected) <= tolerance(name) * abs(expected) else "wrong"
                 kind = "unknown" if math.isnan(expected) else kind
                 note = why[:160] or (f"{found:.8g}, not {expected:.8g}" if kind == "wrong" else "")
             except ReprolibError as error:
@@ -165,8 +177,9 @@ def main(*names: str) -> None:
             {"library": library, "network": name, "is": kind, "answered by": "reverse" if why else "tape", "note": note}
         )
         print(*rows[-1].values(), sep=" | ", flush=True)
+        if not names:  # after each, for some take long
+            pd.DataFrame(rows).to_csv(TABLE.with_suffix(".csv"), index=False)
     if not names:
-        pd.DataFrame(rows).to_csv(TABLE.with_suffix(".csv"), index=False)
         versions = {name: version(name) for name in ("torch", *LIBRARIES)}
         TABLE.with_suffix(".json").write_text(
             json.dumps(versions | {"python": platform.python_version()}, indent=1) + "\n"
