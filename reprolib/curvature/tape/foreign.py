@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from reprolib.curvature.calls import tensors
 from reprolib.curvature.tree import Tensors
 
 
@@ -16,6 +18,11 @@ class Foreign:
     def __init__(self, params: Tensors):
         self._params = {id(p) for p in params}
         self._depends: dict[Any, bool] = {}  # nodes of the graph of which it is known
+        self._still: dict[int, weakref.ref[Tensor]] = {}  # by id
+
+    def pass_over(self, made: Any) -> None:
+        """These tensors are known to be constant, whatever the graph says (the sign of a determinant)."""
+        self._still |= {id(t): weakref.ref(t) for t in tensors(made) if t.grad_fn is not None}
 
     def made(self, t: Tensor) -> str:
         """What is wrong with a value that was not recorded, if it depends on a parameter; else ``""``, it is a constant.
@@ -25,7 +32,8 @@ class Foreign:
         >>> Foreign([w]).made(w.sin() * v)[:44], Foreign([w]).made(v.sin())
         ('mul makes a value of the parameters that is ', '')
         """
-        if t.grad_fn is None or not self._reaches(t.grad_fn):
+        still = self._still.get(id(t))
+        if t.grad_fn is None or (still is not None and still() is t) or not self._reaches(t.grad_fn):
             return ""
         return (
             f"{_name(t.grad_fn)} makes a value of the parameters that is invisible here (a custom autograd function, a "

@@ -143,6 +143,7 @@ class Tape(TorchFunctionMode):
             if unseen and any(t.requires_grad for t in tensors(out)):  # else it only looks
                 for t in unseen:
                     self.lost = self.lost or self._foreign.made(t)
+                self._foreign.pass_over(out)
             return out
         for t in unseen:
             if why := self._foreign.made(t):
@@ -176,6 +177,7 @@ class Tape(TorchFunctionMode):
             node = self._node(rule, func, args, kwargs)
             node.picks = tuple(i for i, t in enumerate(tensors(out)) if any(t is m for m in made))
             self._made(node, made, extra)
+            self._foreign.pass_over([t for t in tensors(out) if not self._recorded(t)])
         return out
 
     def _rule(self, func: Callable, args: tuple, kwargs: dict) -> Rule | None:
