@@ -60,11 +60,10 @@ def numbers(values: Mapping[str, Any], host: set[str], before: Mapping[str, Any]
         old = before.get(name, {})
         if name in host or old.get("host"):
             entries[name] = {"host": True}
-        elif isinstance(value, float):
-            tolerance = {k: old[k] for k in ("rtol", "atol", "why") if k in old} or {"rtol": RTOL}
-            entries[name] = {"value": value, **tolerance}
         else:
-            entries[name] = {"value": value}
+            chosen = {k: old[k] for k in ("rtol", "atol", "why") if k in old}
+            default = {"rtol": RTOL} if isinstance(value, float) else {}
+            entries[name] = {"value": value, **(chosen or default)}
     return entries
 
 
