@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import pandas as pd
@@ -74,7 +73,7 @@ class Store:
                 history.end = torch.load(self.end(run), map_location="cpu", weights_only=True)
             except FileNotFoundError as error:
                 raise _Unusable("its last weights were not kept") from error
-            except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+            except Exception as error:  # an unpickler that meets other bytes raises whatever they lead it to
                 raise _Unusable(f"its last weights cannot be read ({error})") from error
         return history
 
