@@ -43,7 +43,7 @@ class LocalModel:
     forward and backward pass. The directional answers (:meth:`curvature`, :meth:`product`, :meth:`jvp`, :meth:`vjp`,
     :meth:`summary`) need what the pass stored; the first of them frees it, unless ``expand(..., retain=True)``, and a
     second raises :class:`~reprolib.errors.ModelConsumed`, like autograd's ``retain_graph``. A ``gradient`` that was
-    read before stays.
+    read before stays. ``handed_over`` says why another backend has answered, or is empty.
     """
 
     def __init__(self, net: Network, outputs: Tensor, losses: Tensor):

@@ -52,6 +52,7 @@ class Parts(LocalModel):
         self, closure: Closure | Sequence[Pair], loss: Loss | None, params: Tensors, options: Options, world: int
     ):
         self.operator = options.curvature
+        self.handed_over = ""  # of the first part of this rank that was
         self._params, self._options, self._gradient = tuple(params), options, None
         self._ranks = Ranks(world)
         self._parts: list[Part] = []  # empty: closed
@@ -77,6 +78,7 @@ class Parts(LocalModel):
             self._last = model = part.open()
             self._parts.append(part)
             self._first.append(model.losses)
+            self.handed_over = self.handed_over or model.handed_over
             if i < len(pairs) - 1:
                 self._sum = _added(self._sum, model.gradient, len(model.losses))
                 self._models.append(self._stripped(model))
@@ -195,7 +197,9 @@ class Parts(LocalModel):
         n = len(self._first)
         for i in (n - 1, *range(n - 1)):
             model = self._again(i)
-            yield i, question(i, model)
+            answer = question(i, model)
+            self.handed_over = self.handed_over or model.handed_over
+            yield i, answer
 
     def _again(self, i: int) -> LocalModel:
         """The local model of part i, open."""

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from reprolib.curvature import expand
+from reprolib.curvature import LocalModel, expand
 from reprolib.curvature.parts import Parts
-from reprolib.errors import InvalidInput, ModelConsumed, NotRepeatable, UnknownName, UnsupportedOperation
+from reprolib.errors import HandedOver, InvalidInput, ModelConsumed, NotRepeatable, UnknownName, UnsupportedOperation
 from reprolib.optim import RED
 from tests.curvature import two_ranks
-from tests.curvature.cases import LOSSES, Case, case
+from tests.curvature.cases import LOSSES, Case, Squash, case
 from tests.curvature.reference import flat
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -397,3 +397,25 @@ def test_two_processes(tmp_path):
         assert words in here[name]
     assert here["still works"] == there["still works"]
     assert (here["alone"], there["alone"]) == ("6", "3")
+
+
+def test_parts_have_everything_that_a_local_model_has():
+    """By name: an answer that is only inherited would be of one part, or fail."""
+    c = case("mlp")
+    whole = expand(c.closure, c.loss, c.params)
+    parts = expand([(c.closure, c.loss)] * 2, None, c.params)
+    public = {name for name in (*vars(whole), *vars(LocalModel)) if not name.startswith("_")}
+    own = {name for name in (*vars(parts), *vars(Parts)) if not name.startswith("_")}
+    assert public <= own and {"curvature", "handed_over", "operator", "losses"} <= public
+
+
+def test_parts_say_that_they_were_handed_over():
+    c = case("mlp")
+    w = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    d = (torch.ones_like(w),)
+    with pytest.warns(HandedOver, match="Squash"):
+        parts = expand([(lambda: c.x @ Squash.apply(w), c.loss)] * 2, None, [w], retain=True)
+        found = parts.curvature(d)
+    assert "Squash" in parts.handed_over
+    expected = expand(lambda: c.x @ w.tanh(), c.loss, [w]).curvature(d)
+    torch.testing.assert_close(found, torch.cat([expected, expected]))
