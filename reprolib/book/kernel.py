@@ -66,7 +66,9 @@ def become_kernel(told: Connection, tell: Connection) -> None:
     import pandas as pd
     from ipykernel.kernelapp import IPKernelApp
 
-    pd.set_option("display.max_columns", 20)  # what pandas finds when a kernel imports it; here it was imported without one
+    pd.set_option(
+        "display.max_columns", 20
+    )  # what pandas finds when a kernel imports it; here it was imported without one
     # It leaves when its parent dies; a new interpreter finds that number in its environment while it imports.
     IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
     atexit._run_exitfuncs()  # a forked process would leave without them

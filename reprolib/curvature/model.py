@@ -214,7 +214,11 @@ class LocalModel:
         def jvp(backend: Backend) -> Tensor:
             tangent = backend.jvp(net, d)
             if self._options.check:
-                self._verify(d, torch.sum(self.loss_gradient * tangent))
+                try:
+                    self._verify(d, torch.sum(self.loss_gradient * tangent))
+                except UntrackedOperation:
+                    self._refuse_terms()
+                    raise
             return tangent
 
         return self._asked(jvp)
@@ -257,6 +261,17 @@ class LocalModel:
             raise UntrackedOperation(
                 f"the loss changes by {float(found):.6g} along d, but ⟨gradient, d⟩ = {float(expected):.6g}: part of the "
                 "network is invisible here (a scripted module, a custom autograd function, parameters used through .data)"
+            )
+
+    def _refuse_terms(self) -> None:
+        """Say so if the loss depends on the parameters by itself: outputs and their tangents know nothing of that."""
+        with torch.enable_grad():
+            losses = self._losses_of(self.outputs.detach().requires_grad_())
+            found = torch.autograd.grad(losses.mean(), self._params, allow_unused=True) if losses.requires_grad else ()
+        if any(g is not None for g in found):
+            raise InvalidInput(
+                "the loss holds a term in the parameters (weight decay?), which is no function of the outputs: give it to "
+                "the optimizer (weight_decay=), or ask for curvature='hessian'"
             )
 
     def _refuse_changed(self) -> None:

@@ -316,3 +316,27 @@ def test_memory_is_freed_without_the_garbage_collector(question, options):
         assert kept[0]() is None
     finally:
         gc.enable()
+
+
+def test_a_term_in_the_parameters_has_a_message_of_its_own():
+    c = case("mlp")
+    decayed = lambda out: c.loss(out) + 0.5 * sum(p.square().sum() for p in c.params)
+    assert expand(c.closure, decayed, c.params).curvature(c.d).shape == (6,)  # the Hessian has it
+    with pytest.raises(InvalidInput, match=r"weight_decay="):
+        expand(c.closure, decayed, c.params, "ggn").curvature(c.d)
+
+
+def test_parameters_that_changed_since_have_a_message_of_their_own():
+    c = case("mlp")
+    model = expand(c.closure, c.loss, c.params)
+    kept = [p.detach().clone() for p in c.params]
+    try:
+        with torch.no_grad():
+            for p in c.params:
+                p.mul_(1.5)
+        with pytest.raises(InvalidInput, match=r"wrote into the parameters after expand"):
+            model.curvature(c.d)
+    finally:
+        with torch.no_grad():
+            for p, before in zip(c.params, kept, strict=True):
+                p.copy_(before)
