@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -195,15 +195,27 @@ class Network:
             return self._repeat.at(values, lambda: self.losses_of(self.closure()), call)
 
     def losses_at(self, values: Tensors) -> Tensor:
-        """The same by the kernels of the ordinary pass, so that the two compare to the last digit; nothing to derive."""
-        mode = Substitute(self.params, values, spare_statistics)
+        """The same by the kernels of the ordinary pass, so that the two compare to the last digit; nothing to derive.
+
+        The parameters have these values meanwhile, so that no part of the network can miss them.
+        """
+        kept = [p.detach().clone() for p in self.params]
         try:
-            with torch.no_grad(), self._repeat.same_random_numbers(), uncompiled(), mode:
-                losses = self.losses_of(self.closure())
-        except UnsupportedOperation:  # the closure differentiates, and needs a graph for that
-            mode = Substitute(self.params, values, spare_statistics)
-            with torch.enable_grad(), self._repeat.same_random_numbers(), uncompiled(), mode:
-                losses = self.losses_of(self.closure())
+            for p, v in zip(self.params, values, strict=True):
+                p.data.copy_(v)
+            try:
+                return self._losses_as_before(torch.no_grad())
+            except UnsupportedOperation:  # the closure differentiates, and needs a graph for that
+                return self._losses_as_before(torch.enable_grad())
+        finally:
+            for p, before in zip(self.params, kept, strict=True):
+                p.data.copy_(before)
+
+    def _losses_as_before(self, grad: AbstractContextManager) -> Tensor:
+        """One more pass without effects, with the random numbers of the first."""
+        mode = Substitute(self.params, self.params, spare_statistics)
+        with grad, self._repeat.same_random_numbers(), uncompiled(), mode:
+            losses = self.losses_of(self.closure())
         return mode.swap(losses).detach()
 
     def losses_of(self, outputs: Tensor) -> Tensor:

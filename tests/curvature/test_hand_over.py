@@ -198,3 +198,21 @@ def test_a_compiled_network_runs_as_it_was_before(recwarn):
     compiled = torch.compile(net)
     found = expand(lambda: compiled(x), loss, params).curvature(d)
     assert torch.equal(found, expand(lambda: net(x), loss, params).curvature(d))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::reprolib.errors.HandedOver")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_scripted_network_is_trained_as_what_it_was_made_of(method):
+    """Nobody sees inside, and lengths are tried: the loss at another point must be that of the other point."""
+    x, y = torch.randn(8, 5, dtype=torch.float64), torch.randint(2, (8,))
+    ends = []
+    for script in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+        network = torch.jit.script(net) if script else net
+        opt = METHODS[method](network.parameters())
+        for _ in range(3):
+            opt.step(lambda: network(x), lambda out: F.cross_entropy(out, y, reduction="none"))
+        ends.append(flat(network.parameters()))
+    torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-10)
