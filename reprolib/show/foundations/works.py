@@ -83,11 +83,13 @@ def numbers(operations: Works, networks: Works) -> dict[str, Any]:
         "recorded": operations.count("right", "tape"),
         "handed": operations.count("right", "reverse"),
         "refused": operations.count("refused"),
-        "silent": words.number(operations.silent),
+        "silent": words.number(operations.silent) if operations.silent else "none",
         "unknown": len(operations.table) - len(operations.asked),
         "networks": len(networks.asked),
         "networks right": networks.count("right"),
-        "networks handed": words.number(networks.count("right", "reverse")),
+        "networks handed": words.number(networks.count("right", "reverse"))
+        if networks.count("right", "reverse")
+        else "none",
         "torch": operations.about["torch"],
         "libraries": words.listed(f"{name} {networks.about[name]}" for name in ("torchvision", "timm", "transformers")),
     }
